@@ -1,0 +1,100 @@
+"""What config.cfg may say about a protocol: each option with its kind, its unit and its limits.
+
+A protocol declares its options as one frozen attrs class whose fields are made by `option`; the
+field `max_file_size` is the key MAX_FILE_SIZE of the protocol's section. The daemon reads the
+text of each key with the option's `kind`, a function from text to value that raises ValueError
+with what would be right.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import attrs
+
+_N = TypeVar("_N", int, float)
+
+KIND = "kind"
+MEANS = "means"
+
+_SIZES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12} | {
+    unit: 1 << shift
+    for shift, names in ((10, "k kib"), (20, "m mib"), (30, "g gib"), (40, "t tib"))
+    for unit in names.split()
+}
+_TIMES = {"": 1.0, "ms": 0.001, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_AMOUNT = re.compile(r"\s*([0-9]{1,30}(?:\.[0-9]{1,30})?)\s*([A-Za-z]*)\s*", re.ASCII)
+
+
+def option(default: Any, kind: Callable[[str], Any], means: str) -> Any:
+    """One key of a section; `means` is the line that explains it to an operator."""
+    return attrs.field(default=default, metadata={KIND: kind, MEANS: means})
+
+
+def size(text: str, least: int = 0, most: int = 1 << 50) -> int:
+    """Bytes: `1024`, `64 KiB`, `1.5 GB`."""
+    number, unit = _amount(text, _SIZES, "a number of bytes such as 1024, 64 KiB or 1 GB")
+    return _within(round(number * _SIZES[unit]), least, most, "bytes")
+
+
+def duration(text: str, least: float = 0.0, most: float = 3650 * 86400.0) -> float:
+    """Seconds: `30`, `1.5 s`, `10 min`, `7d`."""
+    number, unit = _amount(text, _TIMES, "seconds, or a time such as 250 ms, 10 min, 12h or 7d")
+    return _within(number * _TIMES[unit], least, most, "seconds")
+
+
+def count(text: str, least: int = 0, most: int = 1 << 31) -> int:
+    """A whole number."""
+    if not re.fullmatch(r"[0-9]{1,12}", text.strip(), re.ASCII):
+        raise ValueError(f"{text!r} is not a whole number")
+    return _within(int(text), least, most, "")
+
+
+def flag(text: str) -> bool:
+    """`on` or `off` (yes/no, true/false, 1/0)."""
+    match text.strip().lower():
+        case "on" | "yes" | "true" | "1":
+            return True
+        case "off" | "no" | "false" | "0":
+            return False
+    raise ValueError(f"{text!r} is neither on nor off")
+
+
+def choice(*allowed: str) -> Callable[[str], str]:
+    """One of `allowed`, in lower case."""
+
+    def one(text: str) -> str:
+        if (word := text.strip().lower()) in allowed:
+            return word
+        raise ValueError(f"{text!r} is not one of: {', '.join(allowed)}")
+
+    return one
+
+
+def file_prefix(text: str) -> str:
+    """The beginning of a file name: no folder, nothing hidden, at most 100 bytes of UTF-8."""
+    if not text.isprintable() or "/" in text or text.startswith(".") or not text:
+        raise ValueError(
+            f"{text!r} cannot begin a file name: use letters, digits, - and _"
+            " (no / and no leading dot)"
+        )
+    if len(text.encode()) > 100:
+        raise ValueError(f"{text[:20]!r}... is longer than 100 bytes")
+    return text
+
+
+def _amount(text: str, units: dict[str, Any], right: str) -> tuple[float, str]:
+    found = _AMOUNT.fullmatch(text)
+    if found is None or found[2].lower() not in units:
+        raise ValueError(f"{text!r} is not {right}")
+    return float(found[1]), found[2].lower()
+
+
+def _within(value: _N, least: _N, most: _N, unit: str) -> _N:
+    if value < least:
+        raise ValueError(f"{value:.16g} is too little: at least {least:.16g} {unit}".rstrip())
+    if value > most:
+        raise ValueError(f"{value:.16g} is too much: at most {most:.16g} {unit}".rstrip())
+    return value
