@@ -1,0 +1,1 @@
+"""The process: settings, listeners, stores, signals."""
