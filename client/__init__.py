@@ -1,0 +1,1 @@
+"""The command line over the network: `python -m client`, installed as `roundhouse`."""

@@ -1,0 +1,104 @@
+"""Where the services are when nobody says: ROUNDHOUSE_HOST, then config.cfg, then the defaults.
+
+Of config.cfg only SERVER_IP, the ports and simple LISTEN strings are read, leniently: the daemon
+judges the rest (`python -m daemon check-config`). Only the seed's [DEFAULT] PORT has a meaning
+there: it is ingest's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from configparser import ConfigParser, Error
+from pathlib import Path
+
+from client.net import Address, Failed
+
+PORTS = {
+    ("echo", "PORT"): 5000,
+    ("ingest", "PORT"): 8080,
+    ("relay", "PORT"): 5011,
+    ("chat", "PORT"): 60060,
+    ("handshake", "CODE_PORT"): 8000,
+    ("handshake", "MESSAGE_PORT"): 8001,
+}
+WORD = "DESCONEXION"  # ends an echo connection
+LOOPBACK = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+class Misread(Failed):
+    """config.cfg cannot be read, or names no port that can be called. Exit status 78."""
+
+    exit_code = 78
+
+
+def address(service: str, key: str, host: str | None, port: int | None) -> Address:
+    """Where `service` is: `host` and `port` where given, config.cfg for the rest. Raise Misread."""
+    host = host or os.environ.get("ROUNDHOUSE_HOST") or None
+    if host is None or port is None:
+        found, number = _read(service, key, port)
+        host, port = host or found, number
+    return Address(host, port)
+
+
+def _read(service: str, key: str, port: int | None) -> tuple[str, int]:
+    path = _path()
+    parser = ConfigParser(
+        default_section="", inline_comment_prefixes=("#",), interpolation=None, strict=False
+    )
+    if path is not None:
+        try:
+            with path.open(encoding="utf-8") as text:
+                parser.read_file(text)
+        except OSError as error:
+            raise Misread(f"cannot read {path}: {error.strerror}") from None
+        except (Error, UnicodeDecodeError) as error:
+            raise Misread(f"cannot read {path}: {' '.join(str(error).split())}") from None
+    host = parser.get("DEFAULT", "SERVER_IP", fallback="").strip()
+    if port is None:
+        interface, port = _listening(parser, service, key, path)
+        host = interface or host
+    return LOOPBACK.get(host, host), port
+
+
+def _path() -> Path | None:
+    if named := os.environ.get("ROUNDHOUSE_CONFIG"):
+        return Path(named)
+    places = Path("config.cfg"), Path(__file__).resolve().parents[1] / "config.cfg"
+    return next((place for place in places if os.path.isfile(place)), None)
+
+
+def _listening(
+    parser: ConfigParser, service: str, key: str, path: Path | None
+) -> tuple[str | None, int]:
+    """The interface, where one is named, and the port of a service."""
+    listen = key.removesuffix("PORT") + "LISTEN"
+    if endpoints := parser.get(service, listen, fallback="").strip():
+        for endpoint in endpoints.splitlines():
+            # tcp:5000, tcp6:port=5000:interface=\:\:1 (Twisted writes a colon of its own as \:)
+            kind, first, *rest = [*re.split(r"(?<!\\):", endpoint.strip()), ""]
+            options = {name: value for name, _, value in (o.partition("=") for o in [first, *rest])}
+            number = options.get("port", first)
+            if kind in ("tcp", "tcp6") and _is_port(number):
+                interface = options.get("interface", "").replace("\\:", ":") or None
+                return interface, int(number)
+        raise Misread(
+            f"{path}: [{service}] {listen} = {' '.join(endpoints.split())} is no TCP port that "
+            "can be called; give --port"
+        )
+    number = parser.get(service, key, fallback="").strip()
+    where = service
+    if not number and service == "ingest":
+        number, where = parser.get("DEFAULT", key, fallback="").strip(), "DEFAULT"
+    if not number:
+        return None, PORTS[service, key]
+    if not _is_port(number):
+        raise Misread(
+            f"{path}: [{where}] {key} = {number} is no port: 1 to 65535 would be, "
+            f"the default is {PORTS[service, key]}"
+        )
+    return None, int(number)
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and 0 < int(text) < 65536
