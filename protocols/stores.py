@@ -216,7 +216,12 @@ Render = Callable[[Sequence[Line]], bytes]
 
 
 class Following(Protocol):
-    """One member's place in a room."""
+    """One member's place in a room.
+
+    muted: it takes its private answers too slowly, so its consumer is not read until it does.
+    """
+
+    muted: bool
 
     def private(self, data: bytes) -> None:
         """To this member only, in its place between the lines published around it."""

@@ -1,0 +1,460 @@
+"""chat, with a real room and without a socket."""
+
+from __future__ import annotations
+
+import unicodedata
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from daemon.stores.ring import Ring
+from protocols.chat import A_TURN, ERR, LONGEST, SPEC, Options, valid
+from protocols.stores import Stores
+from tests.wire import House, Peer
+
+
+class Room(House):
+    """A chat service whose room is a real one."""
+
+    def __init__(self, options: Options | None = None) -> None:
+        clock = Clock()
+        self.ring = Ring(clock)
+        stores = Stores(None, None, None, self.ring)  # type: ignore[arg-type]
+        super().__init__(SPEC, clock, stores=stores, options=options)
+
+    def peers(self, count: int) -> list[Peer]:
+        return [self.peer() for _ in range(count)]
+
+
+def says(*chunks: bytes, ends: bool = False) -> bytes:
+    """What a lone peer hears that says `chunks`."""
+    (ana,) = Room().peers(1)
+    ana.says(*filter(None, chunks))
+    if ends:
+        ana.ends()
+    ana.waits(0)
+    return ana.heard
+
+
+def fine(text: bytes) -> bool:
+    """WIRE chat, rule 3, word by word."""
+    try:
+        characters = text.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return (
+        characters.strip() != ""
+        and len(characters) <= 256
+        and not any(
+            (unicodedata.category(c) == "Cc" and c != "\t") or c in "\u202d\u202e"
+            for c in characters
+        )
+    )
+
+
+def answers(stream: bytes) -> bytes:
+    """What the lone sender of `stream` hears, FIN after it."""
+    *lines, rest = stream.split(b"\n")
+    lines += [rest] if rest else []
+    texts = [line.removesuffix(b"\r") for line in lines]
+    return b"".join(text + b"\n" if fine(text) else ERR for text in texts)
+
+
+class LineTests(SynchronousTestCase):
+    def test_a_line_goes_to_everyone_the_sender_too(self) -> None:
+        ana, ben, eva = Room().peers(3)
+        ana.says(b"hola\n")
+        ben.says("¿qué tal?\n".encode())
+        ana.waits(0)
+        assert {peer.heard.decode() for peer in (ana, ben, eva)} == {"hola\n¿qué tal?\n"}
+
+    def test_joining_and_leaving_are_silent(self) -> None:
+        ana, ben = (room := Room()).peers(2)
+        ben.resets()
+        eva = room.peer()
+        eva.ends()
+        ana.waits(1)
+        assert ana.heard == b""
+
+    def test_crlf_is_taken_and_lf_is_sent(self) -> None:
+        assert says(b"a\r\nb\r", b"\n") == b"a\nb\n"
+
+    def test_blanks_inside_and_around_are_kept(self) -> None:
+        assert says(b" \ta  b \t\n") == b" \ta  b \t\n"
+
+    def test_a_slash_is_text(self) -> None:
+        assert says(b"/quit\n//x\n") == b"/quit\n//x\n"
+
+    def test_a_character_may_be_cut(self) -> None:
+        assert says(b"hol\xc3", b"\xb1\n") == "holñ\n".encode()
+
+    def test_errors_go_to_the_sender_only_and_keep_their_place(self) -> None:
+        ana, ben = Room().peers(2)
+        ana.says(b"a\n\nb\n", b" \n\xff\nc\n")
+        ana.waits(0)
+        assert ana.heard == b"a\n" + ERR + b"b\n" + ERR + ERR + b"c\n"
+        assert ben.heard == b"a\nb\nc\n"
+
+    def test_256_characters_pass_and_one_more_does_not(self) -> None:
+        for character in ("x", "ñ", "€", "😀", " x"):
+            line = (character * LONGEST)[:LONGEST].encode()
+            assert says(line + b"\n") == line + b"\n"
+            assert says(line + b"\r\n") == line + b"\n"
+            assert says(line + character[-1:].encode() + b"\n") == ERR
+
+    def test_what_would_change_a_terminal_is_refused(self) -> None:
+        for text in ("a\x00b", "\x1b[31mred", "a\rb", "a\r\r", "\x7f", "\x85", "\u202ea", "\u202d"):
+            assert says(text.encode() + b"\n") == ERR
+        for text in ("\u2028", "\u200f", "\u2066", "\ufeff"):
+            assert says(f"a{text}\n".encode()) == f"a{text}\n".encode()
+
+    def test_blank_is_what_unicode_calls_blank(self) -> None:
+        for text in ("", " ", "\t \t", "\u3000", "\xa0 ", "\u2028"):
+            assert says(text.encode() + b"\n") == ERR
+
+    def test_an_endless_line_is_one_error_as_soon_as_it_is_too_long(self) -> None:
+        room = Room()
+        ana, ben = room.peers(2)
+        ana.says(b"x" * (LONGEST * 4 + 1))
+        assert ana.heard == b""
+        ana.says(b"x")
+        assert ana.heard == ERR
+        ana.says(*[b"x" * 60_000] * 10)
+        ana.says(b"\nok\n")
+        ana.waits(0)
+        assert ana.heard == ERR + b"ok\n"
+        assert ben.heard == b"ok\n"
+
+    def test_good_lines_that_share_a_read_with_an_overlong_one_are_kept(self) -> None:
+        assert says(b"a\n" + b"x" * 2000 + b"\nb\n") == b"a\n" + ERR + b"b\n"
+
+    def test_no_pair_of_cuts_changes_what_is_heard(self) -> None:
+        stream = "a\r\n\n ñ\n\x1b\n€\r\nb\r\r\n/x\nlast".encode() + b"\xff\n \n\t.\n\xc3\xb1\r"
+        for one in range(len(stream)):
+            for two in range(one, len(stream)):
+                pieces = (stream[:one], stream[one:two], stream[two:])
+                assert says(*pieces, ends=True) == answers(stream)
+
+    @settings(deadline=None, max_examples=200)
+    @given(
+        st.lists(
+            st.one_of(
+                st.text("añ \t\r\n\u202e\u3000\x85", max_size=6).map(str.encode),
+                st.binary(max_size=4),
+                st.sampled_from([b"x" * 256, b"x" * 257, "😀".encode() * 256, b"x" * 1100, b"\n"]),
+            ),
+            max_size=8,
+        )
+    )
+    def test_whatever_is_said_is_judged_by_the_rules(self, pieces: list[bytes]) -> None:
+        assert says(*pieces, ends=True) == answers(b"".join(pieces))
+
+    @settings(deadline=None, max_examples=300)
+    @given(st.text(max_size=300).map(lambda text: text.encode().replace(b"\n", b"")))
+    def test_any_line_is_valid_exactly_by_the_rules(self, text: bytes) -> None:
+        assert valid(text) == fine(text)
+
+
+class RoomTests(SynchronousTestCase):
+    def test_everybody_hears_one_order(self) -> None:
+        peers = Room().peers(4)
+        for number in range(40):
+            peers[number % 4].says(b"m%d\n" % number)
+            if number % 7 == 0:
+                peers[0].waits(0)
+        peers[0].waits(1)
+        assert {peer.heard for peer in peers} == {b"".join(b"m%d\n" % n for n in range(40))}
+
+    def test_who_waits_in_the_backlog_hears_what_is_sent_next(self) -> None:
+        room = Room()
+        late: list[Peer] = []
+        room.ring.accept = lambda: late.append(room.peer())
+        ana = room.peer()
+        ana.says(b"a\n")
+        ana.waits(0)
+        assert late[0].heard == b"a\n"
+
+    def test_the_port_asks_for_that(self) -> None:
+        assert [(port.number, port.broadcasts) for port in SPEC.ports] == [(60060, True)]
+        assert SPEC.stores == {"broadcast"}
+
+    def test_a_slow_peer_is_cut_and_costs_no_neighbour(self) -> None:
+        room = Room()
+        room.ring.limit = 4000
+        ana, ben = room.peers(2)
+        ben.transport.full = True
+        for _ in range(100):
+            ana.says(b"x" * 200 + b"\n")
+            ana.waits(0.02)
+        ben.transport.settle()
+        assert ben.transport.reset
+        assert ben.outcome == "slow"
+        assert len(ben.heard) == 201
+        assert len(ana.heard) == 100 * 201
+        assert ana.connection.live.outcomes == {"slow": 1}
+
+    def test_a_peer_that_reads_no_errors_is_not_read_until_it_does(self) -> None:
+        (ana,) = Room().peers(1)
+        ana.transport.full = True
+        ana.says(b"\n" * 10)
+        ana.says(*[b"\n" * 1000] * 4)
+        assert not ana.transport.reading
+        assert ana.heard == ERR * 10
+        ana.transport.full = False
+        ana.transport.producer.resumeProducing()
+        assert ana.transport.reading
+        assert ana.heard == ERR * 4010
+
+
+class FloodTests(SynchronousTestCase):
+    """Many tiny lines in one read."""
+
+    def setUp(self) -> None:
+        self.ana, self.ben = Room().peers(2)
+
+    def test_a_flood_is_published_a_part_a_turn_and_not_read_on_meanwhile(self) -> None:
+        self.ana.says(b"a\n" * (A_TURN * 2 + 1))
+        assert not self.ana.transport.reading
+        self.ana.waits(0)
+        assert self.ana.transport.reading
+        self.ana.says(b"b\n")
+        self.ana.waits(1)
+        assert self.ana.heard == self.ben.heard == b"a\n" * (A_TURN * 2 + 1) + b"b\n"
+
+    def test_what_is_read_all_the_same_keeps_its_order(self) -> None:
+        self.ana.connection.dataReceived(b"a\n" * (A_TURN + 1))
+        self.ana.connection.dataReceived(b"\nb\n")
+        self.ana.waits(1)
+        assert self.ana.heard == b"a\n" * (A_TURN + 1) + ERR + b"b\n"
+
+    def test_whoever_ends_meanwhile_has_said_it_all(self) -> None:
+        self.ana.says(b"a\n" * (A_TURN + 1) + b"b")
+        self.ana.ends()
+        self.ana.waits(1)
+        assert self.ana.heard == self.ben.heard == b"a\n" * (A_TURN + 1) + b"b\n"
+        assert self.ana.transport.closed
+
+    def test_whoever_is_gone_meanwhile_says_no_more(self) -> None:
+        self.ana.says(b"a\n" * (A_TURN * 3))
+        self.ana.resets()
+        self.ben.waits(1)
+        assert self.ben.heard == b"a\n" * A_TURN
+
+    def test_reading_goes_on_only_once_the_errors_are_taken_too(self) -> None:
+        self.ana.transport.full = True
+        self.ana.says(b"\n" * A_TURN * 4)
+        self.ana.waits(1)
+        assert not self.ana.transport.reading
+        self.ana.transport.full = False
+        self.ana.transport.producer.resumeProducing()
+        assert self.ana.transport.reading
+        assert self.ana.heard == ERR * A_TURN * 4
+
+
+class EndTests(SynchronousTestCase):
+    def test_an_unterminated_last_line_counts_at_fin(self) -> None:
+        ana, ben = Room().peers(2)
+        ana.says(b"a\nadios\r")
+        ana.ends()
+        ana.waits(0)
+        assert ana.heard == ben.heard == b"a\nadios\n"
+        assert ana.transport.closed
+        assert not ben.hung_up
+
+    def test_a_half_closed_peer_gets_what_was_published_up_to_then_and_no_more(self) -> None:
+        ana, ben = Room().peers(2)
+        ben.says(b"1\n")
+        ana.says(b"2\n", b"\n")
+        ana.ends()
+        ben.says(b"3\n")
+        assert not ana.hung_up
+        ana.waits(0)
+        assert ana.heard == b"1\n2\n" + ERR
+        assert ben.heard == b"1\n2\n3\n"
+        assert ana.outcome == "left"
+
+    def test_a_half_closed_peer_that_is_slow_is_waited_for(self) -> None:
+        ana, ben = Room().peers(2)
+        ana.transport.full = True
+        ben.says(b"1\n")
+        ana.waits(0)
+        ana.says(b"2\n")
+        ana.ends()
+        ana.waits(1)
+        assert (ana.heard, ana.hung_up) == (b"1\n", False)
+        ana.transport.full = False
+        ana.transport.producer.resumeProducing()
+        assert ana.heard == b"1\n2\n"
+        assert ana.transport.closed
+
+    def test_a_last_line_that_is_wrong_is_told(self) -> None:
+        assert says(b"a\n\xff", ends=True) == b"a\n" + ERR
+        assert says(b"x" * 2000, ends=True) == ERR
+
+    def test_nothing_said_is_nothing_heard(self) -> None:
+        assert says(ends=True) == b""
+
+    def test_a_peer_that_is_gone_is_not_written_to(self) -> None:
+        ana, ben = (room := Room()).peers(2)
+        ana.says(b"a\n")
+        ana.resets()
+        ben.waits(0)
+        assert ana.heard == b""
+        assert ben.heard == b"a\n"
+        assert ana.connection.live.outcomes == {"reset": 1}
+        assert len(room.factories["PORT"].live) == 1
+
+    def test_a_drain_delivers_what_was_said_then_closes(self) -> None:
+        room = Room()
+        ana, ben = room.peers(2)
+        ana.says(b"a\n")
+        for peer in (ana, ben):
+            peer.connection.drain(5)
+        ana.waits(0)
+        assert ana.heard == ben.heard == b"a\n"
+        assert ana.hung_up
+        assert ben.hung_up
+        assert ana.outcome == "drained"
+
+    def test_silence_closes_only_if_it_is_asked_for(self) -> None:
+        (ana,) = Room().peers(1)
+        ana.waits(1e6)
+        assert not ana.hung_up
+        (ana,) = Room(Options(idle_timeout=4.0)).peers(1)
+        ana.clock.pump([1.0] * 5)
+        assert ana.hung_up
+        assert ana.outcome == "silent"
+        ana.ends()
+        ana.waits(2)
+        assert ana.clock.getDelayedCalls() == []
+
+
+class FlushTests(SynchronousTestCase):
+    """FLUSH_AFTER."""
+
+    def peers(self, count: int = 1) -> list[Peer]:
+        return Room(Options(flush_after=300)).peers(count)
+
+    def test_it_is_off_unless_asked_for(self) -> None:
+        (ana,) = Room().peers(1)
+        ana.says(b"hola")
+        ana.waits(100)
+        assert ana.heard == b""
+
+    def test_a_silence_ends_a_line(self) -> None:
+        ana, ben = self.peers(2)
+        ana.says(b"hola")
+        ana.waits(0.2)
+        ana.says(b" mundo")
+        ana.waits(0.2)
+        assert ben.heard == b""
+        ana.waits(0.1)
+        ana.waits(0)
+        ana.says(b"adios\r")
+        ana.waits(0.3)
+        ana.waits(0)
+        assert ana.heard == ben.heard == b"hola mundo\nadios\n"
+
+    def test_a_line_ended_by_silence_is_judged_like_any_other(self) -> None:
+        (ana,) = self.peers()
+        ana.says(b"   ")
+        ana.waits(0.3)
+        ana.says(b"\xff")
+        ana.waits(0.3)
+        assert ana.heard == ERR + ERR
+
+    def test_it_never_applies_to_a_peer_that_has_sent_an_lf(self) -> None:
+        (ana,) = self.peers()
+        ana.says(b"a\nb")
+        ana.waits(10)
+        assert ana.heard == b"a\n"
+        ana.says(b"c\n")
+        ana.waits(0)
+        assert ana.heard == b"a\nbc\n"
+
+    def test_one_lf_right_after_flushed_text_ends_it(self) -> None:
+        for end in ([b"\n"], [b"\r\n"], [b"\r", b"\n"]):
+            (ana,) = self.peers()
+            ana.says(b"hola")
+            ana.waits(0.3)
+            for part in end:
+                ana.says(part)
+                ana.waits(1)
+            assert ana.heard == b"hola\n"
+            ana.says(b"\nb\n")
+            ana.waits(0)
+            assert ana.heard == b"hola\n" + ERR + b"b\n"
+
+    def test_two_lfs_after_flushed_text_are_a_blank_line(self) -> None:
+        (ana,) = self.peers()
+        ana.says(b"hola")
+        ana.waits(0.3)
+        ana.says(b"\n\n")
+        ana.waits(0)
+        assert ana.heard == b"hola\n" + ERR
+
+    def test_an_lf_after_more_text_ends_that(self) -> None:
+        (ana,) = self.peers()
+        ana.says(b"hola")
+        ana.waits(0.3)
+        ana.says(b"x", b"\n", b"\n")
+        ana.waits(0)
+        assert ana.heard == b"hola\nx\n" + ERR
+
+    def test_a_cut_character_waits_for_its_rest(self) -> None:
+        (ana,) = self.peers()
+        ana.says(b"hol\xc3")
+        ana.waits(10)
+        assert ana.heard == b""
+        ana.says(b"\xb1")
+        ana.waits(0.3)
+        ana.waits(0)
+        assert ana.heard == "holñ\n".encode()
+
+    def test_an_overlong_line_is_ended_by_silence_too(self) -> None:
+        (ana,) = self.peers()
+        ana.says(b"x" * 2000)
+        ana.waits(0.3)
+        ana.says(b"hola")
+        ana.waits(0.3)
+        ana.waits(0)
+        assert ana.heard == ERR + b"hola\n"
+
+    def test_the_lf_of_an_overlong_line_that_silence_ended_is_no_blank_line(self) -> None:
+        (ana,) = self.peers()
+        ana.says(b"x" * 2000)
+        ana.waits(0.3)
+        ana.says(b"\nhola\n")
+        ana.waits(0)
+        assert ana.heard == ERR + b"hola\n"
+
+    def test_fin_comes_before_the_silence(self) -> None:
+        for last in (b"hola", b"hola\r"):
+            (ana,) = self.peers()
+            ana.says(last)
+            ana.ends()
+            ana.waits(1)
+            assert ana.heard == b"hola\n"
+            assert ana.clock.getDelayedCalls() == []
+
+    def test_a_cr_after_flushed_text_is_no_line_at_fin_either(self) -> None:
+        (ana,) = self.peers()
+        ana.says(b"hola")
+        ana.waits(0.3)
+        ana.says(b"\r")
+        ana.ends()
+        ana.waits(0)
+        assert ana.heard == b"hola\n"
+
+    def test_a_reload_changes_it_for_new_peers_only(self) -> None:
+        room = Room()
+        (old,) = room.peers(1)
+        room.set(flush_after=300)
+        (new,) = room.peers(1)
+        old.says(b"old")
+        new.says(b"new")
+        new.waits(0.3)
+        new.waits(0)
+        assert old.heard == new.heard == b"new\n"
