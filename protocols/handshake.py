@@ -1,0 +1,698 @@
+"""handshake: a code for an id (port 8000), then messages logged under that pair (port 8001).
+
+Wire (TCP); the first bytes of a connection say how it speaks
+    GET /, POST /, ...  HTTP/1.x, if the line that begins so says it: keep-alive, pipelining
+    { then " or }       a JSON object
+    KEEP LF             many messages, a line each (8001)
+    0x80                a pickle: refused unread
+    anything else       text
+What each of them may hold is the specification of protocols/handshake_formats.py.
+
+    HTTP   -> POST /, a form or JSON (by media type, or by its first byte)
+    8000   <- 200, Server-Uuid: CODE; CODE as text, or {"id", "code"} if Accept prefers JSON
+    8001   <- 200, Status: Authentication success, Server-Uuid, Client-Uuid; no body
+
+    raw
+    8000   -> ID, or {"id": ID}; ends at LF, FIN or CODE_SILENCE
+           <- CODE, with LF only if one came, FIN
+    8001   -> {"id", "code", "message"}; ends with its last brace, or FIN
+           <- FIN alone
+           -> text in one of its three formats; ends at its third LF, FIN or MESSAGE_SILENCE
+           <- OK LF, FIN
+    KEEP   -> ID SP CODE SP TEXT LF, as many as they come; FIN ends an unfinished last one
+           <- OK SEQ LF for each, in order; after their FIN and the last answer: FIN
+
+A 200, an OK, a code and a FIN alone mean that it is on disk. FIN alone is an answer on 8001, so
+whoever has not yet spoken there as anything but JSON is reset, never closed.
+
+Errors
+    HTTP   400 with Status: Authentication error for anything wrong with the fields or the pair;
+           404 and 405 for another path or method; 409 id taken; 503 busy, not stored, or the
+           daemon stops; 408 for a request that silence cut. The body begins with Error and
+           repeats nothing of the request. What is no HTTP is refused by protocols/http1.py
+    raw    ERR REASON LF, FIN; in KEEP, ERR REASON LF in the place of the answer
+A wrong code and an unknown id are told alike. No code and no message is ever logged.
+
+Limits
+    256 KiB a request, 64 KiB a message, 128 characters an id. When too many requests of one
+    connection wait for the ledger, no more of it is read until half of them are answered; a read
+    that holds very many is served over several turns, so that others get in between.
+    IDLE_TIMEOUT closes silent HTTP connections and those that never spoke; STALL ends a JSON
+    object that stays unfinished. Silence never ends a KEEP.
+
+Outcomes
+    answered, refused, left, silent, drained, cut
+
+Source: three seeds that send these two ports a form, JSON or bare text, each in its own words
+(hence the aliases). KEEP, quoted texts and the rule of the fixed place are the wire's own.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Generic, TypeVar
+from urllib.parse import quote
+
+from attrs import define, evolve, field, frozen
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from protocols.connection import Connection, Live, LiveFactory, spoken
+from protocols.framing import Lines, Overlong
+from protocols.handshake_formats import (
+    MESSAGE,
+    REQUEST,
+    AfterLines,
+    AfterObject,
+    Fields,
+    Malformed,
+    Tongue,
+    awaits_line,
+    form,
+    json_object,
+    line_id,
+    message,
+    registrant,
+    text_message,
+    tongue,
+    utf8,
+    words,
+)
+from protocols.http1 import Exchange, Http1, Limits, Request, Response
+from protocols.options import choice, duration, option
+from protocols.spec import Context, Port, Spec
+from protocols.stores import Entry, Kernel, Ledger, Refused
+
+log = Logger()
+
+CODE_SILENCE = 0.04  # seconds that end an id
+MESSAGE_SILENCE = 0.3  # seconds that end a text
+STALL = 10.0  # seconds after which an unfinished JSON object is given up
+KEPT_LINE = MESSAGE + 1024  # bytes: a message, an id of 128 characters, a code
+
+Asked = TypeVar("Asked")
+Kept = TypeVar("Kept")
+
+
+@frozen
+class Options:
+    registration: str = option(
+        "open", choice("open", "exclusive"), "open: an id may be registered again; exclusive: once"
+    )
+    idle_timeout: float = option(
+        300.0, duration, "silence that closes an HTTP connection, or one that never spoke; 0: never"
+    )
+
+
+# --- what the two ports do ----------------------------------------------------------------------
+
+
+@define(eq=False, repr=False)
+class Desk(ABC, Generic[Asked, Kept]):
+    """What is asked for on a port, and how the answer is said."""
+
+    SILENCE: ClassVar[float]  # seconds that end a text
+    KEEPS: ClassVar[bool] = False  # KEEP is spoken
+    FIN_ANSWERS: ClassVar[bool] = False  # success of JSON is told by FIN alone
+
+    ledger: Ledger
+
+    @abstractmethod
+    def until(self, as_json: bool) -> AfterLines | AfterObject:
+        """Where a raw request ends."""
+
+    @abstractmethod
+    def read(self, text: str) -> Fields:
+        """The fields of a raw text. Raises Malformed."""
+
+    @abstractmethod
+    def asked(self, fields: Fields, peer: str) -> Asked:
+        """What the fields ask for. Raises Malformed."""
+
+    @abstractmethod
+    def keep(self, asked: Sequence[Asked]) -> Deferred[list[Kept | Refused]]:
+        """Have the ledger do it: what one read brought is one call."""
+
+    @abstractmethod
+    def response(self, asked: Asked, kept: Kept, request: Request) -> Response:
+        """Success, over HTTP."""
+
+    @abstractmethod
+    def raw(self, kept: Kept, as_json: bool, line: bool) -> str:
+        """Success, raw. as_json: it was asked for in JSON; line: an LF ended the request."""
+
+
+@define(eq=False, repr=False)
+class Codes(Desk[str, str]):
+    """Port 8000: an id gets a code."""
+
+    SILENCE = CODE_SILENCE
+
+    exclusive: bool = False
+
+    def until(self, as_json: bool) -> AfterLines | AfterObject:
+        return AfterObject(line=True) if as_json else AfterLines(1)
+
+    def read(self, text: str) -> Fields:
+        return line_id(text)
+
+    def asked(self, fields: Fields, peer: str) -> str:
+        return registrant(fields)
+
+    def keep(self, asked: Sequence[str]) -> Deferred[list[str | Refused]]:
+        return gatherResults([self.ledger.claim(ident, self.exclusive) for ident in asked])
+
+    def response(self, asked: str, kept: str, request: Request) -> Response:
+        body, media_type = kept, "text/plain"
+        if request.accepts("text/plain", "application/json") == "application/json":
+            body, media_type = json.dumps({"id": asked, "code": kept}), "application/json"
+        headers = (("Server-Uuid", kept), ("Content-Type", media_type))
+        return Response(200, body.encode(), headers)
+
+    def raw(self, kept: str, as_json: bool, line: bool) -> str:
+        return f"{kept}\n" if line else kept
+
+
+@define(eq=False, repr=False)
+class Messages(Desk[Entry, int]):
+    """Port 8001: a message is logged."""
+
+    SILENCE = MESSAGE_SILENCE
+    KEEPS = True
+    FIN_ANSWERS = True
+
+    def until(self, as_json: bool) -> AfterLines | AfterObject:
+        return AfterObject() if as_json else AfterLines(3)
+
+    def read(self, text: str) -> Fields:
+        return text_message(text)
+
+    def asked(self, fields: Fields, peer: str) -> Entry:
+        return Entry(*message(fields), peer)
+
+    def keep(self, asked: Sequence[Entry]) -> Deferred[list[int | Refused]]:
+        return self.ledger.append(asked)
+
+    def response(self, asked: Entry, kept: int, request: Request) -> Response:
+        headers = (
+            ("Status", "Authentication success"),
+            ("Server-Uuid", _header(asked.code)),
+            ("Client-Uuid", _header(asked.ident)),
+        )
+        return Response(200, b"", headers)
+
+    def raw(self, kept: int, as_json: bool, line: bool) -> str:
+        return "" if as_json else "OK\n"
+
+
+# --- a connection -------------------------------------------------------------------------------
+
+
+@define(eq=False, repr=False)
+class Handshake(Connection):
+    """A peer of either port. What it does with its bytes is up to the way it speaks."""
+
+    ORDINARY = frozenset({"left", "answered", "refused", "silent", "drained"})
+    WAITING: ClassVar[int] = 1 << 20  # bytes of requests that may wait for the ledger
+
+    desk: Desk[Any, Any]
+    kernel: Kernel
+    speech: Speech = field(init=False)
+    draining: bool = field(default=False, init=False)
+    _resets: bool = field(default=False, init=False)
+    _held: bytes = field(default=b"", init=False)  # read, and left for the next turns
+    _behind: bool = field(default=False, init=False)  # the ledger is
+    _full: bool = field(default=False, init=False)  # our output is
+    _name: str = field(default="", init=False)
+
+    @property
+    def name(self) -> str:
+        """host:port of the peer."""
+        if not self._name:
+            self._name = spoken(self.transport.getPeer())
+        return self._name
+
+    def opened(self) -> None:
+        self.speech = Opening(self)
+        self._resets = self.desk.FIN_ANSWERS  # the listening port has it so
+
+    def received(self, data: bytes) -> None:
+        if self._held:
+            self._held += data
+            self._read_on()
+        else:
+            self._take(data)
+
+    def finished(self) -> None:
+        if self._held:
+            self._read_on()
+        else:
+            self.speech.finished()
+
+    def silent(self) -> None:
+        if self.closing:
+            self.abort("silent")  # it does not even read what was left to say
+        else:
+            self.speech.silent()
+
+    def drain(self, grace: float) -> None:
+        self.draining = True
+        if not self.closing:
+            self.speech.drain()
+
+    def means_fin(self) -> None:
+        """From here on our FIN can mean only that we have said everything."""
+        if self._resets:
+            self._resets = False
+            self.kernel.reset_on_close(self.transport, False)
+
+    def refuse(self, reason: str) -> None:
+        """One error, then the end."""
+        self.means_fin()
+        self.transport.write(f"ERR {reason}\n".encode())
+        self.close("refused", reason)
+
+    def expect(self, kept: Deferred[list[Any]], then: Callable[[list[Any]], None]) -> None:
+        """Call `then` with what the ledger did, unless the peer is gone by then."""
+        kept.addCallback(lambda results: None if self.closing else then(results))
+        kept.addErrback(self._failed)
+
+    def pace(self, waiting: int, most: int, size: int) -> None:
+        """Read on only while at most `most` requests of at most WAITING bytes wait for the ledger.
+
+        waiting, size: how many wait now, and their bytes; both must fall to half again.
+        """
+        share = 2 if self._behind else 1
+        behind = waiting > most // share or size > self.WAITING // share
+        if behind is not self._behind:
+            self._behind = behind
+            self._read_on()
+
+    def pauseProducing(self) -> None:
+        self._full = True
+        self._read_on()
+
+    def resumeProducing(self) -> None:
+        self._full = False
+        self._read_on()
+
+    def _take(self, data: bytes) -> None:
+        count = data.count(self.speech.MARK)
+        if count > self.speech.TURN:
+            cut = len(data) * self.speech.TURN // count
+            data, self._held = data[:cut], data[cut:]
+            self._read_on()
+        self.speech.received(data)
+
+    def _go_on(self) -> None:
+        if self._full or self._behind:
+            return
+        data, self._held = self._held, b""
+        self._take(data)
+        if not self._held and not self.closing:
+            self._read_on()
+            if self.ended:
+                self.speech.finished()
+
+    def _read_on(self) -> None:
+        """Read on, or go on with what is held, unless we are behind."""
+        if self.closing:
+            return
+        if self._full or self._behind:
+            super().pauseProducing()
+        elif self._held:
+            super().pauseProducing()
+            self.later(0, self._go_on)
+        else:
+            super().resumeProducing()
+
+    def _failed(self, why: Failure) -> None:
+        log.failure("{name}: a request got no answer", why, name=self.live.name)
+        self.abort("failed")
+
+
+@define(eq=False, repr=False)
+class Speech:
+    """One way to speak: what its bytes, its FIN, its silence and a stop of the daemon mean.
+
+    A read with more than about TURN times MARK in it is heard over several turns of the reactor.
+    """
+
+    MARK: ClassVar[bytes] = b"\n"
+    TURN: ClassVar[int] = 1 << 30
+
+    peer: Handshake
+
+    def received(self, data: bytes) -> None:
+        """As Connection.received."""
+        raise NotImplementedError
+
+    def finished(self) -> None:
+        """As Connection.finished."""
+        raise NotImplementedError
+
+    def silent(self) -> None:
+        """Nothing came for IDLE_TIMEOUT."""
+
+    def drain(self) -> None:
+        """As Connection.drain."""
+
+
+@define(eq=False, repr=False)
+class Opening(Speech):
+    """Listens until it is clear which way the peer speaks."""
+
+    _begun: bytes = field(default=b"", init=False)
+
+    def received(self, data: bytes) -> None:
+        self._begun += data
+        speaks = tongue(self._begun)
+        if speaks is not None:
+            self._choose(speaks)
+        elif not awaits_line(self._begun):
+            self.peer.later(self.peer.desk.SILENCE, self._take_as_text)
+
+    def finished(self) -> None:
+        if self._begun:
+            self._take_as_text()
+        else:
+            self.peer.means_fin()
+            self.peer.close("left")
+
+    def silent(self) -> None:
+        self.peer.abort("silent")
+
+    def drain(self) -> None:
+        if not self._begun or awaits_line(self._begun):
+            self.peer.abort("drained")
+
+    def _take_as_text(self) -> None:
+        self._choose(Tongue.TEXT)
+        if not self.peer.closing:
+            self.peer.speech.finished()
+
+    def _choose(self, speaks: Tongue) -> None:
+        peer, begun = self.peer, self._begun
+        if speaks is Tongue.PICKLE:
+            peer.refuse("pickles are not read: send JSON or text")
+            return
+        if not (speaks is Tongue.JSON and peer.desk.FIN_ANSWERS):
+            peer.means_fin()
+        if speaks is Tongue.HTTP:
+            peer.speech = Http(peer)
+        elif speaks is Tongue.KEEP and peer.desk.KEEPS:
+            peer.speech = Keep(peer)
+            begun = begun[begun.index(b"\n") + 1 :]
+        else:
+            peer.speech = Raw(peer, as_json=speaks is Tongue.JSON)
+        peer.received(begun)
+
+
+@define(eq=False, repr=False)
+class Raw(Speech):
+    """One request without a frame, JSON or text, and its answer."""
+
+    as_json: bool
+    _until: AfterLines | AfterObject = field(init=False)
+    _patience: float = field(init=False)  # seconds of silence that end the request
+    _heard: bytearray = field(factory=bytearray, init=False)
+    _asked: bool = field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        desk = self.peer.desk
+        self._until = desk.until(self.as_json)
+        self._patience = STALL if self.as_json and desk.FIN_ANSWERS else desk.SILENCE
+
+    def received(self, data: bytes) -> None:
+        if self._asked:
+            return
+        end = self._until.feed(data)
+        self._heard += data[:end] if end else data
+        if len(self._heard) > REQUEST:
+            self.peer.refuse(f"a request holds at most {REQUEST} bytes")
+        elif end:
+            self._ask()
+        else:
+            self.peer.later(self._patience, self._ask)
+
+    def finished(self) -> None:
+        if not self._asked:
+            self._ask()
+
+    def _ask(self) -> None:
+        peer, desk, data = self.peer, self.peer.desk, bytes(self._heard)
+        self._asked = True
+        try:
+            fields = json_object(data) if self.as_json else desk.read(utf8(data))
+            asked = desk.asked(fields, peer.name)
+        except Malformed as why:
+            peer.refuse(why.reason)
+        else:
+            peer.expect(desk.keep([asked]), self._answer)
+
+    def _answer(self, kept: list[Any]) -> None:
+        peer = self.peer
+        if isinstance(kept[0], Refused):
+            peer.refuse(kept[0].value)
+            return
+        peer.means_fin()
+        answer = peer.desk.raw(kept[0], self.as_json, self._heard.endswith(b"\n"))
+        if answer:
+            peer.transport.write(answer.encode())
+        peer.close("answered")
+
+
+@define(eq=False, repr=False)
+class Keep(Speech):
+    """Many messages, a line each."""
+
+    TURN = 2048
+    MOST: ClassVar[int] = 8192  # lines that may wait for their answers
+
+    _lines: Lines = field(factory=lambda: Lines(KEPT_LINE), init=False)
+    _reads: deque[Read] = field(factory=deque, init=False)
+    _waiting: int = field(default=0, init=False)
+    _size: int = field(default=0, init=False)
+    _last: str = field(default="", init=False)  # the outcome, once no more is taken
+
+    def received(self, data: bytes) -> None:
+        if not self._last and (lines := self._lines.feed(data)):
+            chomped = [
+                line[:-1] if isinstance(line, bytes) and line.endswith(b"\r") else line
+                for line in lines
+            ]
+            self._take(chomped, len(data))
+
+    def finished(self) -> None:
+        rest = self._lines.take()
+        if rest and not self._last:
+            self._take([rest], len(rest))
+        self._end("left")
+
+    def drain(self) -> None:
+        self._end("drained")
+
+    def _end(self, outcome: str) -> None:
+        self._last = self._last or outcome
+        self._say()
+
+    def _take(self, lines: Sequence[bytes | Overlong], size: int) -> None:
+        read = Read([self._entry(line) for line in lines], size)
+        self._reads.append(read)
+        self._waiting += len(lines)
+        self._size += size
+        if entries := [entry for entry in read.lines if isinstance(entry, Entry)]:
+            self.peer.expect(self.peer.desk.keep(entries), lambda kept: self._kept(read, kept))
+        else:
+            read.kept = []
+        self._say()
+
+    def _entry(self, line: bytes | Overlong) -> Entry | str:
+        try:
+            if isinstance(line, Overlong):
+                raise Malformed(f"a line holds at most {KEPT_LINE} bytes")
+            entry: Entry = self.peer.desk.asked(words(utf8(line)), self.peer.name)
+        except Malformed as why:
+            return why.reason
+        return entry
+
+    def _kept(self, read: Read, kept: list[int | Refused]) -> None:
+        read.kept = kept
+        self._say()
+
+    def _say(self) -> None:
+        """Say what is ready, in order, with one write."""
+        answers: list[str] = []
+        while self._reads and (kept := self._reads[0].kept) is not None:
+            read = self._reads.popleft()
+            self._waiting -= len(read.lines)
+            self._size -= read.size
+            results = iter(kept)
+            for line in read.lines:
+                result = line if isinstance(line, str) else next(results)
+                if isinstance(result, int):
+                    answers.append(f"OK {result}\n")
+                else:
+                    reason = result if isinstance(result, str) else result.value
+                    answers.append(f"ERR {reason}\n")
+        if answers:
+            self.peer.transport.write("".join(answers).encode())
+        self.peer.pace(self._waiting, self.MOST, self._size)
+        if self._last and not self._reads:
+            self.peer.close(self._last)
+
+
+@define(eq=False, repr=False)
+class Read:
+    """What one read brought: entries, and in their places what is wrong with other lines.
+
+    kept: what the ledger made of the entries, once it has.
+    """
+
+    lines: list[Entry | str]
+    size: int
+    kept: list[int | Refused] | None = None
+
+
+# --- HTTP ---------------------------------------------------------------------------------------
+
+
+@define(eq=False, repr=False)
+class Http(Speech):
+    """HTTP/1.x."""
+
+    MARK = b"\r\n\r\n"
+    TURN = 256
+    MOST: ClassVar[int] = 256  # requests that may wait for their answers
+
+    _http: Http1 = field(factory=lambda: Http1(Limits(body=REQUEST)), init=False)
+    _size: int = field(default=0, init=False)
+    _latest: Exchange | None = field(default=None, init=False)
+
+    def received(self, data: bytes) -> None:
+        if exchanges := self._http.feed(data):
+            self._latest = exchanges[-1]
+            self._take(exchanges)
+        self._say()
+
+    def finished(self) -> None:
+        self._http.eof()
+        self._say()
+
+    def silent(self) -> None:
+        if not self._http.waiting:
+            self._http.eof(_TOO_SLOW)
+            self._say("silent")
+
+    def drain(self) -> None:
+        self._http.eof(_STOPPING)
+        self._say()
+
+    def _take(self, exchanges: Sequence[Exchange]) -> None:
+        peer, desk = self.peer, self.peer.desk
+        asked: list[tuple[Exchange, Any]] = []
+        size = 0
+        for exchange in exchanges:
+            request = exchange.request
+            if (elsewhere := _elsewhere(request)) is not None:
+                exchange.answer(elsewhere)
+                continue
+            try:
+                asked.append((exchange, desk.asked(_fields(request), peer.name)))
+            except Malformed as why:
+                exchange.answer(_error(400, why.reason))
+            else:
+                size += len(request.body)
+        if asked:
+            self._size += size
+            kept = desk.keep([wish for _, wish in asked])
+            peer.expect(kept, lambda kept: self._kept(asked, kept, size))
+
+    def _kept(self, asked: list[tuple[Exchange, Any]], kept: list[Any], size: int) -> None:
+        self._size -= size
+        desk = self.peer.desk
+        for (exchange, wish), result in zip(asked, kept, strict=True):
+            if isinstance(result, Refused):
+                response = _error(_STATUS[result], result.value)
+            else:
+                response = desk.response(wish, result, exchange.request)
+            if self.peer.draining and exchange is self._latest:
+                response = evolve(response, close=True)
+            exchange.answer(response)
+        self._say()
+
+    def _say(self, outcome: str = "answered") -> None:
+        """Say what is ready, in order, with one write."""
+        peer = self.peer
+        if answers := self._http.ready():
+            peer.transport.write(answers)
+        peer.pace(self._http.waiting, self.MOST, self._size)
+        if self._http.closing:
+            peer.close("drained" if peer.draining else "left" if peer.ended else outcome)
+
+
+def _fields(request: Request) -> Fields:
+    body = request.body
+    if request.media_type.endswith("json") or body[:64].lstrip().startswith(b"{"):
+        return json_object(body)
+    return form(body)
+
+
+def _elsewhere(request: Request) -> Response | None:
+    """The refusal of whatever is not POST /."""
+    if request.path != "/":
+        return _error(404, "everything here is POST /")
+    if request.method != "POST":
+        return _error(405, "everything here is POST /", ("Allow", "POST"))
+    return None
+
+
+def _error(status: int, reason: str, *headers: tuple[str, str]) -> Response:
+    if status == 400:
+        headers += (("Status", "Authentication error"),)
+    elif status == 503:
+        headers += (("Retry-After", "1"),)
+    headers += (("Content-Type", "text/plain"),)
+    return Response(status, f"Error: {reason}\n".encode(), headers)
+
+
+_STATUS = {Refused.WRONG: 400, Refused.TAKEN: 409, Refused.BUSY: 503, Refused.BROKEN: 503}
+_STOPPING = _error(503, "the daemon is stopping")
+_TOO_SLOW = _error(408, "the request did not come to its end")
+
+_ASCII = "".join(map(chr, range(128)))
+
+
+def _header(text: str) -> str:
+    """`text` as the value of a header: percent-encoded beyond ASCII."""
+    return text if text.isascii() else quote(text, safe=_ASCII)
+
+
+# --- the protocol -------------------------------------------------------------------------------
+
+
+def build(context: Context) -> dict[str, LiveFactory]:
+    options: Options = context.options
+    ledger = context.stores.ledger
+
+    def factory(name: str, desk: Desk[Any, Any]) -> LiveFactory:
+        live = Live(name, context.clock, options.idle_timeout)
+        return LiveFactory(live, lambda live: Handshake(live, desk, context.kernel))
+
+    return {
+        "CODE_PORT": factory("handshake codes", Codes(ledger, options.registration == "exclusive")),
+        "MESSAGE_PORT": factory("handshake messages", Messages(ledger)),
+    }
+
+
+SPEC = Spec(
+    name="handshake",
+    ports=(Port("CODE_PORT", 8000), Port("MESSAGE_PORT", 8001, resets=True)),
+    build=build,
+    options=Options,
+    stores=frozenset({"ledger"}),
+)
