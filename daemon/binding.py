@@ -1,0 +1,330 @@
+"""Ports are claimed while the tac loads, and served once the daemon runs.
+
+At load every endpoint string is bound and listens: a taken port is an error that still reaches the
+terminal, also under plain `twistd -y`, and all of them are named at once. Who connects meanwhile
+waits in the backlog. After the fork and with the stores open, each socket is adopted by the
+reactor.
+
+It works for every kind of endpoint, wrappers included: `Binder` stands in for the reactor when the
+endpoint asks to listen, binds a socket and keeps the factory it was given.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import struct
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import psutil
+from attrs import define, field, frozen
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import (
+    IListeningPort,
+    IProtocolFactory,
+    IReactorSocket,
+    IReactorTCP,
+    IReactorUNIX,
+)
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from daemon.settings import Listen
+from protocols.connection import spoken
+
+BACKLOG = 1024
+RETRY = 3.0  # seconds: an outgoing connection may hold a port of the ephemeral range for a moment
+RETRY_EVERY = 0.25
+KEEPALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))  # seconds, probes
+USER_TIMEOUT = 60_000  # ms in which a peer must acknowledge what we sent
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+class PortsTaken(Exception):
+    """Some endpoints cannot be had. problems: a line each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+@implementer(IListeningPort)
+@define(eq=False)
+class Claim:
+    """A listening socket and the factory that will serve it; a port, as far as endpoints know."""
+
+    factory: IProtocolFactory
+    socket: socket.socket
+    mode: int | None = None  # of a unix socket that we made; None: it is not ours to remove
+
+    def serve(self, reactor: Any) -> Any:
+        """Let the reactor accept from it: its IListeningPort, with a descriptor to poll."""
+        unix = self.socket.family == socket.AF_UNIX
+        port: Any = reactor.adoptStreamPort(self.socket.fileno(), self.socket.family, self.factory)
+        if unix:
+            self._undo_what_adopting_did(port)
+        self.socket.close()
+        return port
+
+    def _undo_what_adopting_did(self, port: Any) -> None:
+        """Twisted's unix.Port listens again with a short backlog, opens the mode to everyone, and
+        removes the path at the end, also that of a socket that belongs to systemd."""
+        path = self.socket.getsockname()
+        self.socket.listen(BACKLOG)
+        if self.mode is not None:
+            os.chmod(path, self.mode)
+        elif path:
+            port._bindPath = b"\0"
+
+    def startListening(self) -> None:
+        """It does, from the beginning."""
+
+    def stopListening(self) -> None:
+        """Give it up, if the reactor did not take it over."""
+        if self.mode is not None and self.socket.fileno() >= 0:
+            Path(self.socket.getsockname()).unlink(missing_ok=True)
+        self.socket.close()
+
+    def getHost(self) -> IPv4Address | IPv6Address | UNIXAddress:
+        name = self.socket.getsockname()
+        match self.socket.family:
+            case socket.AF_INET6:
+                return IPv6Address("TCP", *name)
+            case socket.AF_INET:
+                return IPv4Address("TCP", *name)
+        return UNIXAddress(os.fsencode(name))
+
+    @property
+    def beyond_loopback(self) -> bool:
+        host = getattr(self.getHost(), "host", "127.")
+        return not (host.startswith("127.") or host == "::1")
+
+
+@implementer(IReactorTCP, IReactorUNIX, IReactorSocket)
+@define(eq=False)
+class Binder:
+    """What an endpoint takes for the reactor. home: where relative unix paths begin."""
+
+    home: Path
+    resets: bool = False
+    claims: list[Claim] = field(factory=list)
+
+    def listenTCP(
+        self, port: int, factory: IProtocolFactory, backlog: int = BACKLOG, interface: str = ""
+    ) -> Claim:
+        family = socket.AF_INET6 if ":" in interface else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            _bind(sock, (interface, port))
+            return self._keep(sock, factory, max(backlog, BACKLOG))
+        except BaseException:
+            sock.close()
+            raise
+
+    def listenUNIX(
+        self,
+        address: str,
+        factory: IProtocolFactory,
+        backlog: int = BACKLOG,
+        mode: int = 0o666,
+        wantPID: bool = False,
+    ) -> Claim:
+        path = self.home / address
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            _clear_stale(path)
+            sock.bind(str(path))
+            path.chmod(mode)
+            return self._keep(sock, factory, max(backlog, BACKLOG), mode)
+        except BaseException:
+            sock.close()
+            raise
+
+    def adoptStreamPort(
+        self, fileDescriptor: int, addressFamily: int, factory: IProtocolFactory
+    ) -> Claim:
+        # a dup: the endpoint closes the descriptor it was given
+        return self._keep(socket.socket(fileno=os.dup(fileDescriptor)), factory, BACKLOG)
+
+    def _keep(
+        self, sock: socket.socket, factory: IProtocolFactory, backlog: int, mode: int | None = None
+    ) -> Claim:
+        sock.setblocking(False)
+        os.set_inheritable(sock.fileno(), False)
+        if sock.family != socket.AF_UNIX:
+            _inherit(sock, self.resets)
+        sock.listen(backlog)
+        claim = Claim(factory, sock, mode)
+        self.claims.append(claim)
+        return claim
+
+    def adoptStreamConnection(self, *_: Any) -> Any:
+        raise NotImplementedError("only listening sockets are claimed")
+
+    adoptDatagramPort = connectTCP = connectUNIX = adoptStreamConnection
+
+
+def _inherit(sock: socket.socket, resets: bool) -> None:
+    """Accepted sockets inherit these from the one that listens: no system call a connection."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (*KEEPALIVE, ("TCP_USER_TIMEOUT", USER_TIMEOUT)):
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    if resets:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+
+
+def _clear_stale(path: Path) -> None:
+    """Remove a socket that nobody listens on any more; any other file stays and is in the way."""
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            return
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+
+
+def _bind(sock: socket.socket, address: tuple[str, int]) -> None:
+    until = time.monotonic() + RETRY
+    while True:
+        try:
+            sock.bind(address)
+            # with SO_REUSEADDR a port that is bound, but not listened on, is refused only here
+            sock.listen(1)
+            return
+        except OSError as error:
+            held = error.errno == errno.EADDRINUSE and _ephemeral(address[1])
+            if not held or holder(address[1]).listens or time.monotonic() > until:
+                raise
+        time.sleep(RETRY_EVERY)
+
+
+def claim(listens: Sequence[tuple[Listen, IProtocolFactory]], home: Path) -> list[list[Claim]]:
+    """Take every endpoint of every port, or none: raises PortsTaken with a line for each."""
+    taken: list[list[Claim]] = []
+    problems: list[str] = []
+    for listen, factory in listens:
+        binder = Binder(home, listen.port.resets)
+        problems += [
+            _explain(listen, endpoint, problem)
+            for endpoint in listen.endpoints
+            if (problem := _listen(binder, endpoint, factory)) is not None
+        ]
+        taken.append(binder.claims)
+    if problems:
+        for claims in taken:
+            for one in claims:
+                one.stopListening()
+        raise PortsTaken(problems)
+    return taken
+
+
+def _listen(binder: Binder, endpoint: str, factory: IProtocolFactory) -> Exception | None:
+    failures: list[Failure] = []
+    try:
+        serverFromString(binder, endpoint).listen(factory).addErrback(failures.append)
+    except Exception as error:  # endpoint parsers raise whatever they like
+        return error
+    return failures[0].value if failures else None  # type: ignore[return-value]
+
+
+@frozen
+class Holder:
+    """Who has a port: `python3 (pid 4242)`, and whether it listens or merely connects from it."""
+
+    NOBODY: ClassVar[Holder]
+
+    who: str
+    listens: bool
+
+
+Holder.NOBODY = Holder("", False)
+
+
+def holder(port: int) -> Holder:
+    """Who has TCP `port` on this machine, as far as this user may know."""
+    try:
+        found = [c for c in psutil.net_connections("tcp") if c.laddr and c.laddr.port == port]
+    except (psutil.Error, OSError):
+        return Holder.NOBODY
+    found.sort(key=lambda c: c.status != psutil.CONN_LISTEN)
+    for connection in found:
+        listens = connection.status == psutil.CONN_LISTEN
+        if connection.pid is None:
+            return Holder("a process of another user", listens)
+        try:
+            return Holder(
+                f"{psutil.Process(connection.pid).name()} (pid {connection.pid})", listens
+            )
+        except psutil.Error:
+            continue
+    return Holder.NOBODY
+
+
+def _ephemeral(port: int) -> bool:
+    try:
+        low, high = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    except (OSError, ValueError):
+        return False
+    return int(low) <= port <= int(high)
+
+
+def _explain(listen: Listen, endpoint: str, error: Exception) -> str:
+    """One line: which service, what is the matter, what would help and where."""
+    port = _port_of(endpoint)
+    remedy = (
+        f"{listen.where}: [{listen.service}] {listen.key} moves it, ENABLED = no switches it off"
+    )
+    number = getattr(error, "errno", None)
+    if number == errno.EADDRINUSE and port is not None:
+        who = holder(port)
+        if who.listens or not _ephemeral(port):
+            by = f" by {who.who}" if who.who else ""
+            if port == 5000 and sys.platform == "darwin":
+                by = " by AirPlay (System Settings, General, AirDrop & Handoff)"
+            what = f"is taken{by}"
+        else:
+            by = f" of {who.who}" if who.who else ""
+            what = (
+                f"is held by an outgoing connection{by}, for it lies in the ephemeral range:"
+                f" try again, or keep it: sysctl -w net.ipv4.ip_local_reserved_ports={port}"
+            )
+    elif number == errno.EADDRINUSE:
+        what = "is in the way: something is there already, or still listens on it"
+    elif number == errno.EACCES:
+        what = "is not allowed: ports below 1024 need root or CAP_NET_BIND_SERVICE"
+        if port is None:
+            what = "is not allowed here"
+    elif number == errno.EADDRNOTAVAIL:
+        what = "is no address of this machine: see SERVER_IP"
+    elif isinstance(error, OSError):
+        what = f"failed: {error.strerror}"
+    else:
+        what = f"is not an endpoint that can be used here: {error or type(error).__name__}"
+    return f"{listen.service}: {endpoint} {what} ({remedy})"
+
+
+def _port_of(endpoint: str) -> int | None:
+    kind, _, rest = endpoint.partition(":")
+    first = rest.partition(":")[0].removeprefix("port=")
+    return int(first) if kind in ("tcp", "tcp6") and first.isdecimal() else None
+
+
+def names(claims: Sequence[Claim]) -> str:
+    """Where a service listens, as people write it."""
+    return ", ".join(spoken(one.getHost()) for one in claims)

@@ -1,0 +1,91 @@
+"""Services that stop in order, and a listener that stops politely."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from attrs import define, field
+from twisted.application.service import MultiService, Service
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
+from twisted.logger import Logger
+
+from daemon import binding
+from daemon.binding import Claim
+from protocols.connection import LiveFactory
+
+log = Logger()
+
+
+class Stack(MultiService):
+    """Children start in order and stop in reverse, each after the one above it.
+
+    MultiService stops all of them at once: a store could close under a listener that is still
+    draining. Here what was added first outlives the rest.
+    """
+
+    def stopService(self) -> Deferred[None]:
+        Service.stopService(self)
+        return Deferred.fromCoroutine(self._stop_in_turn())
+
+    async def _stop_in_turn(self) -> None:
+        for service in reversed(list(self)):
+            try:
+                await maybeDeferred(service.stopService)
+            except Exception:
+                log.failure("{service!r} did not stop cleanly", service=service)
+
+
+@define(eq=False, repr=False)
+class Listener(Service):
+    """One port of one protocol, on however many endpoints.
+
+    grace: seconds its connections have to finish when it stops.
+    """
+
+    MOST_ACCEPTS: ClassVar[int] = 64  # rounds of Twisted's own, up to 100 connections each
+
+    service: str
+    claims: Sequence[Claim]
+    factory: LiveFactory
+    reactor: Any
+    grace: float
+    _ports: list[Any] = field(factory=list, init=False)
+    _waiting: select.poll = field(factory=select.poll, init=False)
+
+    def startService(self) -> None:
+        super().startService()
+        for claim in self.claims:
+            if claim.beyond_loopback:
+                log.warn(
+                    "{name} is open beyond this machine: whoever reaches {where} may use it",
+                    name=self.service,
+                    where=binding.names([claim]),
+                )
+        where = binding.names(self.claims)
+        for claim in self.claims:
+            port = claim.serve(self.reactor)
+            self._ports.append(port)
+            self._waiting.register(port.fileno(), select.POLLIN)
+        log.info("{name} listening on {where}", name=self.service, where=where)
+
+    def accept_waiting(self) -> None:
+        """Accept whoever waits in the backlog, now rather than in the reactor's next turn."""
+        for _ in range(self.MOST_ACCEPTS):
+            ready = {descriptor for descriptor, _ in self._waiting.poll(0)}
+            if not ready:
+                return
+            for port in self._ports:
+                if port.fileno() in ready:
+                    port.doRead()
+
+    def stopService(self) -> Deferred[None]:
+        super().stopService()
+        return Deferred.fromCoroutine(self._drain())
+
+    async def _drain(self) -> None:
+        ports, self._ports = self._ports, []
+        self._waiting = select.poll()
+        await DeferredList([maybeDeferred(port.stopListening) for port in ports])
+        await self.factory.drain(self.grace)

@@ -1,0 +1,331 @@
+"""config.cfg to frozen values; every error names its file, line and key, and what would be right.
+
+The file is INI. [DEFAULT] may hold SERVER_IP, DATA_DIR and ingest's keys, as the seed wrote them;
+nothing in it is inherited by other sections. Each protocol has a section with its own options
+(protocols/options.py), its ports, `ENABLED = no`, and in place of a port `LISTEN` with Twisted
+endpoint strings, one a line. Without a file the defaults hold.
+
+The environment wins: ROUNDHOUSE_CONFIG names another file, ROUNDHOUSE_SERVER_IP and
+ROUNDHOUSE_DATA_DIR replace those keys. Relative paths are relative to the folder of the
+configuration file, never to the working directory.
+"""
+
+from __future__ import annotations
+
+import configparser
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from functools import partial
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, TypeVar
+
+import attrs
+from attrs import define, field, frozen
+from twisted.internet.endpoints import quoteStringArgument
+
+from protocols.options import KIND, count, duration, flag
+from protocols.spec import Port, Spec
+
+_T = TypeVar("_T")
+
+ENDPOINTS = ("tcp", "tcp6", "unix", "systemd")
+_SECTION = re.compile(r"\[(.+)\]")
+_KEY = re.compile(r"([^\s#;=:\[][^=:]*?)\s*[=:]")
+
+
+class ConfigError(Exception):
+    """config.cfg cannot be used. problems: one line each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+@frozen
+class Listen:
+    """One port of one protocol: where it listens, and the keys that say so.
+
+    endpoints: Twisted endpoint strings. where: file:line of the key, or just the file.
+    """
+
+    service: str
+    port: Port
+    endpoints: tuple[str, ...]
+    key: str
+    where: str
+
+
+@frozen
+class Service:
+    """One section, read."""
+
+    enabled: bool
+    listens: tuple[Listen, ...]
+    options: Any
+
+
+@frozen
+class Settings:
+    """One reading of everything that can be set. grace: seconds a drain may take."""
+
+    path: Path | None  # None: there is no file
+    home: Path  # relative paths are relative to it
+    server_ip: str
+    data_dir: Path
+    grace: float
+    services: Mapping[str, Service]
+
+    def needing_restart(self, new: Settings) -> list[str]:
+        """The keys in which `new` differs that a running daemon cannot follow."""
+        keys = []
+        if new.data_dir != self.data_dir:
+            keys.append("DATA_DIR")
+        if new.server_ip != self.server_ip:
+            keys.append("SERVER_IP")
+        for name, old in self.services.items():
+            fresh = new.services[name]
+            if old.enabled != fresh.enabled:
+                keys.append(f"[{name}] ENABLED")
+            for before, after in zip(old.listens, fresh.listens, strict=True):
+                if before.endpoints != after.endpoints and new.server_ip == self.server_ip:
+                    keys.append(f"[{name}] {after.key}")
+        return keys
+
+    def changes(self, new: Settings) -> list[str]:
+        """What `new` changes at once, in words: `[ingest] MAX_FILE_SIZE = 15`."""
+        changed = [] if self.grace == new.grace else [f"[daemon] GRACE = {new.grace:g}"]
+        for name, old in self.services.items():
+            fresh = new.services[name].options
+            for key in (a.name for a in attrs.fields(type(fresh))):
+                value = getattr(fresh, key)
+                if value != getattr(old.options, key):
+                    changed.append(f"[{name}] {key.upper()} = {value}")
+        return changed
+
+
+def locate(home: Path, environ: Mapping[str, str]) -> Path | None:
+    """The file in force: ROUNDHOUSE_CONFIG, else config.cfg in `home` if it is there."""
+    if named := environ.get("ROUNDHOUSE_CONFIG"):
+        return Path(named).absolute()
+    path = home / "config.cfg"
+    return path if path.exists() else None
+
+
+def read(
+    path: Path | None, home: Path, specs: Sequence[Spec], environ: Mapping[str, str]
+) -> Settings:
+    """Read `path` for `specs`. Raises ConfigError with all that is wrong with it."""
+    text = _File.load(path)
+    reader = _Reader(text, environ)
+    base = home if path is None else path.parent
+    server_ip = reader.value("DEFAULT", "SERVER_IP", _address, "127.0.0.1")
+    data_dir = reader.value("DEFAULT", "DATA_DIR", _path, Path("data"))
+    grace = reader.value("daemon", "GRACE", partial(duration, most=3600.0), 10.0)
+    settings = Settings(
+        path=path,
+        home=base,
+        server_ip=server_ip,
+        data_dir=base / data_dir.expanduser(),
+        grace=grace,
+        services={spec.name: reader.service(spec, server_ip) for spec in specs},
+    )
+    reader.refuse_the_unknown(specs)
+    if reader.problems:
+        raise ConfigError([problem for _, problem in sorted(reader.problems)])
+    return settings
+
+
+@define
+class _File:
+    """The text of config.cfg, section by section, and the line each key stands on."""
+
+    name: str
+    sections: Mapping[str, Mapping[str, str]] = field(factory=dict)
+    lines: Mapping[tuple[str, str], int] = field(factory=dict)
+
+    @classmethod
+    def load(cls, path: Path | None) -> _File:
+        if path is None:
+            return cls("config.cfg")
+        parser = configparser.ConfigParser(
+            default_section="", inline_comment_prefixes=("#",), interpolation=None
+        )
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+            parser.read_string(text, str(path))
+        except OSError as error:
+            raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
+        except UnicodeDecodeError as error:
+            at = error.object[: error.start].count(b"\n") + 1
+            raise ConfigError([f"{path}:{at}: not UTF-8; save the file as UTF-8"]) from None
+        except configparser.Error as error:
+            raise ConfigError(list(_complaints(path, error))) from None
+        lines: dict[tuple[str, str], int] = {}
+        section = ""
+        for number, written in enumerate(text.splitlines(), 1):
+            if found := _SECTION.match(written):
+                section = found[1]
+                lines.setdefault((section, ""), number)
+            elif found := _KEY.match(written):
+                lines.setdefault((section, found[1].lower()), number)
+        return cls(str(path), {name: parser[name] for name in parser.sections()}, lines)
+
+    def where(self, section: str, key: str = "") -> str:
+        line = self.lines.get((section, key.lower()))
+        return self.name if line is None else f"{self.name}:{line}"
+
+
+def _complaints(path: Path, error: configparser.Error) -> Iterator[str]:
+    match error:
+        case configparser.DuplicateOptionError():
+            yield f"{path}:{error.lineno}: [{error.section}] {error.option.upper()} stands twice"
+        case configparser.DuplicateSectionError():
+            yield f"{path}:{error.lineno}: section [{error.section}] stands twice"
+        case configparser.MissingSectionHeaderError():
+            yield f"{path}:{error.lineno}: a key before the first section; begin with [DEFAULT]"
+        case configparser.ParsingError():
+            for number, _ in error.errors:
+                yield f"{path}:{number}: not `KEY = value`, a [section] or a # comment"
+        case _:
+            yield f"{path}: {error.message}"
+
+
+@define
+class _Reader:
+    """Reads values and remembers what is wrong, so that all of it can be said at once."""
+
+    file: _File
+    environ: Mapping[str, str]
+    problems: list[tuple[int, str]] = field(factory=list)  # line, text
+    _known: dict[str, set[str]] = field(factory=lambda: {"DEFAULT": set(), "daemon": set()})
+
+    def value(
+        self,
+        section: str,
+        key: str,
+        kind: Callable[[str], _T],
+        default: _T,
+        *,
+        also_default: bool = False,
+    ) -> _T:
+        """The value of a key: from the environment, its section, [DEFAULT] if that may hold it."""
+        self._known.setdefault(section, set()).add(key.lower())
+        sections = [section]
+        if also_default:
+            self._known["DEFAULT"].add(key.lower())
+            sections.append("DEFAULT")
+        variable = f"ROUNDHOUSE_{key}"
+        if section == "DEFAULT" and (text := self.environ.get(variable)):
+            return self._read(kind, text, default, 0, variable, f"${variable}")
+        for place in sections:
+            held = self.file.sections.get(place, {}).get(key.lower())
+            if held is not None:
+                line = self.file.lines.get((place, key.lower()), 0)
+                where = f"{self.file.where(place, key)}: [{place}] {key}"
+                return self._read(kind, held, default, line, key, where)
+        return default
+
+    def service(self, spec: Spec, server_ip: str) -> Service:
+        also = spec.also_default
+        options = {
+            a.name: self.value(
+                spec.name, a.name.upper(), a.metadata[KIND], a.default, also_default=also
+            )
+            for a in attrs.fields(spec.options)
+        }
+        return Service(
+            enabled=self.value(spec.name, "ENABLED", flag, True),
+            listens=tuple(self._listen(spec, port, server_ip) for port in spec.ports),
+            options=spec.options(**options),
+        )
+
+    def refuse_the_unknown(self, specs: Sequence[Spec]) -> None:
+        """A misspelt section or key is an error, with the nearest right name."""
+        for section, keys in self.file.sections.items():
+            line = self.file.lines.get((section, ""), 0)
+            if section not in self._known:
+                near = _nearest(section, self._known)
+                right = f"did you mean [{near}]?" if near else f"there are {_names(self._known)}"
+                self.problems.append(
+                    (line, f"{self.file.where(section)}: no section [{section}]; {right}")
+                )
+                continue
+            known = [key.upper() for key in sorted(self._known[section])]
+            for key in keys:
+                if key.upper() in known:
+                    continue
+                near = _nearest(key.upper(), known)
+                right = f"did you mean {near}?" if near else f"there are {', '.join(known)}"
+                line = self.file.lines.get((section, key), 0)
+                place = self.file.where(section, key)
+                self.problems.append((line, f"{place}: [{section}] has no {key.upper()}; {right}"))
+
+    def _listen(self, spec: Spec, port: Port, server_ip: str) -> Listen:
+        also = spec.also_default
+        number = self.value(
+            spec.name, port.key, partial(count, most=65535), port.number, also_default=also
+        )
+        none: tuple[str, ...] = ()
+        endpoints = self.value(spec.name, port.listen_key, _endpoints, none)
+        if endpoints:
+            key, section = port.listen_key, spec.name
+        else:
+            key = port.key
+            held = key.lower() in self.file.sections.get(spec.name, {})
+            section = "DEFAULT" if also and not held else spec.name
+            family = "tcp6" if ":" in server_ip else "tcp"
+            endpoints = (f"{family}:{number}:interface={quoteStringArgument(server_ip)}",)
+        return Listen(spec.name, port, endpoints, key, self.file.where(section, key))
+
+    def _read(
+        self, kind: Callable[[str], _T], text: str, default: _T, line: int, key: str, where: str
+    ) -> _T:
+        try:
+            return kind(text)
+        except ValueError as why:
+            self.problems.append((line, f"{where} = {' '.join(text.split())}: {why}"))
+            return default
+
+
+def _address(text: str) -> str:
+    """An address of this machine to listen on."""
+    if text.strip().lower() == "localhost":
+        return "127.0.0.1"
+    try:
+        return str(ip_address(text.strip()))
+    except ValueError:
+        raise ValueError(
+            f"{text!r} is not an IP address such as 127.0.0.1, 0.0.0.0 (all) or ::1"
+        ) from None
+
+
+def _path(text: str) -> Path:
+    if not text.strip() or "\0" in text:
+        raise ValueError("a folder is needed, such as data or /var/lib/roundhouse")
+    return Path(text.strip())
+
+
+def _endpoints(text: str) -> tuple[str, ...]:
+    """Endpoint strings, one a line; only their kind is judged here, the rest when they listen."""
+    lines = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if not lines:
+        raise ValueError("an endpoint is needed, such as tcp:8080 or unix:/run/chat.sock")
+    for line in lines:
+        kind = line.partition(":")[0]
+        if kind not in ENDPOINTS or ":" not in line:
+            raise ValueError(
+                f"{line!r} is not an endpoint of kind {', '.join(ENDPOINTS)}, such as tcp:8080"
+            )
+    return lines
+
+
+def _nearest(name: str, known: Any) -> str | None:
+    by_folded = {one.casefold(): one for one in known}
+    near = get_close_matches(name.casefold(), by_folded, 1)
+    return by_folded[near[0]] if near else None
+
+
+def _names(sections: Any) -> str:
+    return ", ".join(f"[{name}]" for name in sections)

@@ -1,0 +1,13 @@
+"""twistd -y service.tac    (from any folder, from a bare checkout)"""
+
+import sys
+from pathlib import Path
+
+HOME = Path(__file__).resolve().parent
+sys.path.insert(0, str(HOME))  # twistd adds nothing to sys.path
+
+from twisted.internet import reactor
+
+from daemon import roundhouse
+
+application = roundhouse.application(HOME, reactor)

@@ -1,0 +1,13 @@
+"""twistd -y tac/handshake.tac    (handshake alone, same code, same config.cfg)"""
+
+import sys
+from pathlib import Path
+
+HOME = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(HOME))  # twistd adds nothing to sys.path
+
+from twisted.internet import reactor
+
+from daemon import roundhouse
+
+application = roundhouse.application(HOME, reactor, "handshake")
