@@ -1,0 +1,1 @@
+"""Load tests that anyone can repeat: locust -f loadtest/locustfile.py."""
