@@ -142,7 +142,11 @@ class Roundhouse(Stack):
     def startService(self) -> None:
         os.umask(UMASK)
         sys.setswitchinterval(SWITCH_INTERVAL)
-        super().startService()
+        try:
+            super().startService()
+        except Unusable as error:  # found only by opening it, after `twistd -y` forked
+            log.critical("{error}", error=str(error))
+            raise SystemExit(EX_CANTCREAT) from None
         self._watch = LoopingCall(self._follow_file)
         self._watch.clock = self.reactor
         self._watch.start(WATCH, now=False)

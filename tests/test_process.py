@@ -36,8 +36,8 @@ class ProcessCase(SynchronousTestCase):
 
     def refused(self, daemon: Twistd, *options: str) -> tuple[int, str]:
         """The status and the output of a daemon that does not start."""
-        process = daemon.spawn(*options)
-        return process.wait(PATIENCE), daemon.log
+        daemon.process = daemon.spawn(*options)
+        return daemon.process.wait(PATIENCE), daemon.log
 
 
 class StartTests(ProcessCase):
@@ -125,6 +125,20 @@ class StartTests(ProcessCase):
         while not happened():
             assert time.monotonic() < until
             time.sleep(0.02)
+
+
+    def test_a_damaged_database_is_refused_in_one_line(self) -> None:
+        daemon = self.daemon()
+        daemon.data.mkdir()
+        path = daemon.data / "roundhouse.db"
+        sound = sqlite3.connect(path)
+        sound.executescript("CREATE TABLE t (x); INSERT INTO t VALUES (zeroblob(20000))")
+        sound.close()
+        path.write_bytes(path.read_bytes()[:100] + os.urandom(8000))
+        status, said = self.refused(daemon, *FOREGROUND)
+        assert status == 73
+        assert said.count("roundhouse.db cannot be used") == 1
+        assert "Traceback" not in said
 
 
 class StopTests(ProcessCase):

@@ -40,7 +40,7 @@ class Crew(Service):
 
     def startService(self) -> None:
         super().startService()
-        self._pool = ThreadPool(self.SIZE, self.SIZE, "crew")
+        self._pool = ThreadPool(0, self.SIZE, "crew")  # threads come with the first work
         self._pool.start()
 
     async def _stop(self) -> None:
