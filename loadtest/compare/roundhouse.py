@@ -1,0 +1,63 @@
+"""The daemon of this checkout as a peer: all services, in a folder and on ports of its own."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from client.defaults import PORTS
+from loadtest.compare.build import Missing
+from loadtest.compare.harness import Launch, Peer, free_ports
+
+HOME = Path(__file__).resolve().parents[2]
+GRACE = 1  # seconds a stop may take
+
+
+def roundhouse(
+    service: str, key: str = "PORT", *, name: str, about: str, reactor: str = ""
+) -> Peer:
+    """twistd on service.tac, measured on one port of one service. Raise Missing.
+
+    reactor: as ROUNDHOUSE_REACTOR has it; empty: the daemon's own choice.
+    """
+    tac, twistd = HOME / "service.tac", Path(sys.executable).with_name("twistd")
+    for path in (tac, twistd):
+        if not path.exists():
+            raise Missing(f"{path} is not there: a checkout and its environment are needed")
+
+    def launch(folder: Path, port: int) -> Launch:
+        config = folder / "config.cfg"
+        others = [number for number in free_ports(len(PORTS) + 1) if number != port]
+        numbers = dict(zip(PORTS, others, strict=False)) | {(service, key): port}
+        config.write_text(_config(numbers))
+        return Launch(
+            [str(twistd), "-n", "--pidfile=", "-y", str(tac)],
+            {"ROUNDHOUSE_CONFIG": str(config)}
+            | ({"ROUNDHOUSE_REACTOR": reactor} if reactor else {}),
+        )
+
+    below = ["twisted"] if reactor else ["twisted", "uvloop"]
+    return Peer(name, about, f"{installed('roundhouse-daemon')} on {python(*below)}", launch)
+
+
+def python(*distributions: str) -> str:
+    """Versions of what Python code runs on."""
+    below = [f"{name} {installed(name)}" for name in distributions]
+    return ", ".join([f"Python {platform.python_version()}", *below])
+
+
+def installed(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _config(numbers: dict[tuple[str, str], int]) -> str:
+    lines = ["[DEFAULT]", "SERVER_IP = 127.0.0.1", "[daemon]", f"GRACE = {GRACE}"]
+    for section in dict.fromkeys(service for service, _ in numbers):
+        lines.append(f"[{section}]")
+        lines += [f"{key} = {n}" for (service, key), n in numbers.items() if service == section]
+    return "\n".join(lines) + "\n"
