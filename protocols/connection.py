@@ -16,10 +16,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from typing import ClassVar
 
 from attrs import define, field
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.internet.defer import TimeoutError as TooLate
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import (
@@ -40,6 +41,7 @@ log = Logger()
 
 LINGER = 5.0  # seconds
 LINGER_BYTES = 64 << 20
+CUT = 1.0  # seconds within which a connection that was aborted is gone
 
 
 class IPeer(ITCPTransport, IConsumer, IPushProducer):
@@ -64,7 +66,7 @@ class Connection(Protocol):
     ended: bool = field(default=False, init=False)  # the peer's FIN came
     outcome: str = field(default="left", init=False)
     detail: str = field(default="", init=False)
-    heard: int = field(default=0, init=False)
+    quiet: int = field(default=0, init=False)  # beats since the peer was heard
     _dropped: int = field(default=0, init=False)
     _next: IDelayedCall | None = field(default=None, init=False)
 
@@ -120,7 +122,7 @@ class Connection(Protocol):
             self.transport.pauseProducing()
 
     def resumeProducing(self) -> None:
-        self.heard = self.live.beat  # it was not silent: we did not listen
+        self.quiet = 0  # it was not silent: we did not listen
         if not (self.closing or self.ended):  # a FIN that is polled again is told again
             self.transport.resumeProducing()
 
@@ -128,14 +130,13 @@ class Connection(Protocol):
         """The transport is gone; connectionLost says so."""
 
     def connectionMade(self) -> None:
-        self.heard = self.live.beat
         self.live.add(self)
         if self.PACED:
             self.transport.registerProducer(self, True)
         self.opened()
 
     def dataReceived(self, data: bytes) -> None:
-        self.heard = self.live.beat
+        self.quiet = 0
         if self._next is not None:
             self._forget_next()
         if not self.closing:
@@ -194,7 +195,6 @@ class Live:
     name: str
     clock: IReactorTime
     idle: float = 0.0
-    beat: int = field(default=0, init=False)
     outcomes: Counter[str] = field(factory=Counter, init=False)
     _open: set[Connection] = field(factory=set, init=False)
     _pulse: IDelayedCall | None = field(default=None, init=False)
@@ -238,27 +238,41 @@ class Live:
                 empty.callback(None)
 
     async def drain(self, grace: float) -> None:
-        """Let every connection finish; after `grace` seconds, cut the rest."""
+        """Let every connection finish; after `grace` seconds, cut the rest.
+
+        None is left then: what they hold is back with its store before that may stop.
+        """
         for connection in list(self._open):
             if connection in self._lingering:
                 connection.transport.loseConnection()
             else:
                 connection.drain(grace)
-        if self._open:
-            self._empty = Deferred(lambda _: setattr(self, "_empty", None))
-            try:
-                await self._empty.addTimeout(grace, self.clock)
-            except TooLate:
-                count = len(self)
-                log.warn("{name}: {count} cut after {s} s", name=self.name, count=count, s=grace)
-                for connection in list(self._open):
-                    connection.abort("cut")
+        try:
+            await self._emptied(grace)
+        except TooLate:
+            count = len(self)
+            log.warn("{name}: {count} cut after {s} s", name=self.name, count=count, s=grace)
+            for connection in list(self._open):
+                connection.abort("cut")
+            with suppress(TooLate):  # a socket that is lent to a thread may take longer
+                await self._emptied(CUT)
         self._pulse = self._cancel(self._pulse)
         self._sweep = self._cancel(self._sweep)
 
+    def _emptied(self, seconds: float) -> Deferred[None]:
+        """Fires when the last connection is gone; fails with TooLate after that many seconds."""
+        if not self._open:
+            return succeed(None)
+        self._empty = Deferred(lambda _: setattr(self, "_empty", None))
+        return self._empty.addTimeout(seconds, self.clock)
+
     def _tick(self) -> None:
-        self.beat += 1
-        for connection in [c for c in self._open if self.beat - c.heard > self.BEATS]:
+        silent = []
+        for connection in self._open:
+            connection.quiet += 1
+            if connection.quiet > self.BEATS:
+                silent.append(connection)
+        for connection in silent:
             connection.silent()
         self._pulse = None
         if self._open and self.idle:

@@ -45,8 +45,9 @@ HOLD = 0.1  # seconds
 LONGEST = 4096  # bytes
 
 _LF = 0x0A
-# A read that ends so holds no message which may still become the word.
-_INNOCENT = bytes({_LF, *range(0x21, 0x80)} - {*WORD})
+_RARE = 0x58  # X, the letter of the word that other texts have least
+# A segment that ends so cannot still become the word.
+_INNOCENT = bytes({*range(0x21, 0x80)} - {*WORD})
 
 
 @frozen
@@ -109,17 +110,31 @@ class Echo(Connection):
     _cut: bytes = field(default=b"", init=False)  # the beginning of a character
     _lines: bool = field(default=False, init=False)  # the peer has sent an LF
     _inside: bool = field(default=False, init=False)  # of a line that is not the word
+    _easy: bool = field(default=True, init=False)  # nothing is held, cut, inside or ended
 
-    def received(self, data: bytes) -> None:
-        # Nearly every read: plain ASCII with no trace of the word.
-        if not self._held and not self._cut and data.isascii() and WORD not in data:
+    def dataReceived(self, data: bytes) -> None:
+        # Nearly every read, so this is all that happens: whole ASCII lines, or a segment of a
+        # peer without lines, and in them no trace of the word.
+        if self._easy and data.isascii() and _RARE not in data:
             last = data[-1]
-            if last in _INNOCENT:
-                if self._lines or b"\n" in data:
-                    self._lines, self._inside = True, last != _LF
+            if last == _LF:
+                self._lines = True
+                self.quiet = 0
                 self.transport.write(data.upper())
                 return
+            if last in _INNOCENT and not self._lines and _LF not in data:
+                self.quiet = 0
+                self.transport.write(data.upper())
+                return
+        super().dataReceived(data)
+
+    def received(self, data: bytes) -> None:
         self._hear(data)
+        self._easy = not (self._held or self._cut or self._inside or self.closing)
+
+    def close(self, outcome: str, detail: str = "") -> None:
+        self._easy = False
+        super().close(outcome, detail)
 
     def finished(self) -> None:
         if self._held.strip() == WORD:
@@ -131,7 +146,7 @@ class Echo(Connection):
     def _hear(self, data: bytes) -> None:
         held, self._held = self._held, b""
         whole = held + data
-        self._lines = self._lines or b"\n" in data
+        self._lines = self._lines or _LF in data
         if self._lines:
             heard = hear_lines(whole, self._inside)
             self._inside = not heard.held and whole[-1] != _LF

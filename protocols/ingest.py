@@ -127,7 +127,7 @@ class Ingest(Connection):
         super().pauseProducing()
 
     def resumeProducing(self) -> None:
-        self._held, self.heard = False, self.live.beat
+        self._held, self.quiet = False, 0
         if not self._over:
             super().resumeProducing()
 
