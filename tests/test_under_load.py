@@ -158,8 +158,8 @@ class KillTests(LoadCase):
         threads = [traffic.keeps(work) for work in (*works, traffic.put, traffic.collect)]
         kills = []
         try:
-            for _ in range(5):
-                time.sleep(random.uniform(0.3, 0.9))
+            for _ in range(2):
+                time.sleep(random.uniform(0.2, 0.6))
                 kills.append(time.monotonic())
                 self.daemon.kill()
         finally:
