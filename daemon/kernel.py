@@ -8,7 +8,6 @@ known: a receiver's FIN alone says then that it has the file, and no broken deli
 from __future__ import annotations
 
 import fcntl
-import os
 import select
 import socket
 import struct
@@ -66,10 +65,10 @@ class Meter:
 
 @frozen
 class Sockets:
-    """`protocols.stores.Kernel` for transports on a socket: `getHandle` has a fileno."""
+    """`protocols.stores.Kernel` for transports on a socket, which `getHandle` returns."""
 
     def gauge(self, transport: ITransport) -> Gauge:
-        return Meter(socket.socket(fileno=os.dup(_handle(transport).fileno())))
+        return Meter(_handle(transport).dup())
 
     def reset_on_close(self, transport: ITransport, on: bool) -> None:
         linger = _RESET_ON_CLOSE if on else _FIN_ON_CLOSE

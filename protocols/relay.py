@@ -5,7 +5,8 @@ Wire (TCP, port 5011, the bytes of files and nothing else)
     -> RST                  the upload is dropped
     (RECEIVER_AFTER seconds of silence)
                             a receiver: it waits for the oldest complete file
-    -> FIN                  without a byte: a receiver, too, served now or not at all
+    -> FIN                  without a byte: a receiver, too, served now or not at all (an upload
+                            whose FIN had come is waited for)
     <- bytes, FIN           to a receiver: one file
     -> FIN, all acked       the file leaves the queue; a peer that stays open is believed after
                             LEASE seconds, one that had half-closed before as soon as all is acked
@@ -49,6 +50,7 @@ log = Logger()
 
 BOX = "queue"
 LOOK = 0.05  # seconds between looks at acknowledgements that are still under way
+TURN = 0.01  # seconds in which the reactor reads what came while it was busy
 
 
 @frozen
@@ -86,10 +88,7 @@ class Relay(Connection):
     _cut: IDelayedCall | None = field(default=None, init=False)
 
     def opened(self) -> None:
-        # One more turn of the reactor: what came while it was busy is read before a peer is
-        # taken for silent.
-        silence = self.options.receiver_after
-        self.later(silence, lambda: self.later(0.0, lambda: self._receive(wait=True)))
+        self._receive_after(self.options.receiver_after, wait=True)
 
     def received(self, data: bytes) -> None:
         if self._upload is None:
@@ -99,22 +98,23 @@ class Relay(Connection):
     def finished(self) -> None:
         if self._upload is not None:
             upload, self._upload, self._storing = self._upload, None, True
+            self.detail = "its upload was whole"
             upload.commit().addCallbacks(self._kept, self._unstored)
         elif self._delivery is not None:
             self._delivery.look()
         else:
             self._withdraw()
-            self._receive(wait=False)
+            self._receive_after(TURN, wait=False)
 
     def writeConnectionLost(self) -> None:
-        if self.closing:
-            super().writeConnectionLost()
-        elif self._delivery is not None:
+        # Nobody lingers here: we close after the peer's FIN, or after a lease.
+        if self._delivery is not None:
             self._delivery.handed()
 
     def drain(self, grace: float) -> None:
         # Who still waits is reset: FIN would tell a receiver that its file is empty.
-        if self._upload is None and self._delivery is None and not self._storing:
+        if not (self.closing or self._storing or self._upload or self._delivery):
+            self._withdraw()
             self.abort("drained")
 
     def closed(self, reason: Failure) -> None:
@@ -126,7 +126,7 @@ class Relay(Connection):
         if self._upload is None:
             return
         if self._doubtful and self.outcome == "reset":
-            self._upload.commit(parked=True).addErrback(self._unstored)
+            self._upload.commit(parked=True).addErrback(_reason)
         else:
             self._upload.abort()
 
@@ -161,6 +161,11 @@ class Relay(Connection):
         self.abort("unstored", _reason(failure))
 
     # As a receiver.
+
+    def _receive_after(self, seconds: float, wait: bool) -> None:
+        # In two steps, with a look at the sockets after either: what had come before, but lay
+        # there because the reactor was busy, goes first.
+        self.later(seconds, lambda: self.later(TURN, lambda: self._receive(wait)))
 
     def _receive(self, wait: bool) -> None:
         self._claim = self.depot.take(BOX, self.options.max_deliveries, wait)
@@ -203,10 +208,10 @@ class Relay(Connection):
 class Delivery:
     """One parcel on its way to one receiver, until it is there or was given back.
 
-    Nothing for the lease, counted from the last look that saw any progress, is the end of it.
+    No progress for the lease, counted from the look that saw the last, is the end of it.
     """
 
-    LOOKS: ClassVar[int] = 4  # a lease, while nothing but time can tell more
+    LOOKS: ClassVar[int] = 20  # a lease; so much later than meant it may end
 
     to: Relay
     parcel: Parcel
@@ -232,23 +237,23 @@ class Delivery:
     def look(self) -> None:
         """Is it there, is it on its way, or is it lost?"""
         self._forget_next()
-        to, now, lease = self.to, self.to.live.clock.seconds(), self.to.options.lease
+        to, lease, now = self.to, self.to.options.lease, self.to.live.clock.seconds()
         acked, left = self.gauge.acknowledged(), self.gauge.outstanding()
-        there = self._fin and not left and (acked is None or acked >= self.parcel.size)
         if self._seen != (seen := (acked, left, self.parcel.sent)):
             self._seen, self._since = seen, now
-        over = now - self._since >= lease
-        if there and (to.ended or over):
+        rest = lease - (now - self._since)
+        there = self._fin and not left and (acked is None or acked >= self.parcel.size)
+        if to.ended and self.gauge.dead():
+            to.abort("reset", to.detail)
+        elif there and (to.ended or rest <= 0):
             self._leave()
             self.parcel.done().addErrback(self._not_removed)
             to.arrived()
-        elif over:
+        elif rest <= 0:
             to.abort("stuck", to.detail)
-        elif to.ended and self.gauge.dead():
-            to.abort("reset", to.detail)
         else:
             soon = LOOK if self._fin and to.ended else lease / self.LOOKS
-            self._next = to.live.clock.callLater(soon, self.look)
+            self._next = to.live.clock.callLater(rest if there else min(soon, rest), self.look)
 
     def break_off(self) -> None:
         """The peer is gone, and the file may have reached it or not."""

@@ -157,6 +157,7 @@ class Depot(Protocol):
     def take(self, box: str, most: int, wait: bool = True) -> Deferred[Parcel | None]:
         """Claim the oldest file that is there; None if there is none and `wait` is off.
 
+        What is being committed when it is called counts as there, unless that fails.
         most: counted deliveries after which a file is parked instead of coming back. Cancelling
         a waiting Deferred withdraws the claim; waiters are served in the order they came.
         """

@@ -19,7 +19,15 @@ from twisted.logger import LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from protocols.connection import LINGER, LINGER_BYTES, Connection, Live, LiveFactory, spoken
+from protocols.connection import (
+    CUT,
+    LINGER,
+    LINGER_BYTES,
+    Connection,
+    Live,
+    LiveFactory,
+    spoken,
+)
 from protocols.options import duration, option
 from protocols.spec import Context, Port, Spec
 from tests.wire import House, Peer
@@ -377,6 +385,28 @@ class DrainTests(ConnectionCase):
         assert done == [None]
         assert house.factories["PORT"].live.outcomes == {"bye": 1, "cut": 1}
         assert self.said() == ["parrot: 1 cut after 10.0 s", "parrot 127.0.0.1:54321: cut"]
+        assert house.clock.getDelayedCalls() == []
+
+    def test_it_is_over_only_when_who_was_cut_is_gone(self) -> None:
+        ana, ben = (house := self.house()).peer(), house.peer()
+        for peer in (ana, ben):
+            peer.says(b"stay")
+        done = self.drain(house)
+        house.clock.advance(10)
+        ana.transport.settle()
+        assert done == []
+        ben.transport.settle()
+        assert done == [None]
+        assert house.clock.getDelayedCalls() == []
+
+    def test_a_cut_that_is_not_told_in_time_holds_nobody_up(self) -> None:
+        ana = (house := self.house()).peer()
+        ana.says(b"stay")
+        done = self.drain(house)
+        house.clock.advance(10)
+        house.clock.advance(CUT)
+        assert done == [None]
+        ana.transport.settle()
         assert house.clock.getDelayedCalls() == []
 
     def test_who_only_lingers_is_not_waited_for(self) -> None:

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from protocols.options import KIND
-from protocols.relay import LOOK, SPEC, Options, Relay
+from protocols.relay import LOOK, SPEC, TURN, Delivery, Options, Relay
 from protocols.stores import Shelved, Source, StoreError, Stores, Ticket
 from tests.wire import House, MemoryGauge, MemoryKernel, Peer
 
@@ -191,6 +191,14 @@ class RelayCase(SynchronousTestCase):
     def receiver(self) -> Peer:
         peer = self.peer()
         peer.waits(1.0)
+        peer.waits(TURN)
+        return peer
+
+    def half_closed(self) -> Peer:
+        """A receiver that only listens."""
+        peer = self.peer()
+        peer.ends()
+        self.lasts(peer, 2 * TURN)
         return peer
 
     def sender(self, *chunks: bytes) -> Peer:
@@ -201,6 +209,12 @@ class RelayCase(SynchronousTestCase):
 
     def gauge(self, peer: Peer) -> MemoryGauge:
         return self.kernel.gauge(peer.transport)
+
+    def lasts(self, peer: Peer, seconds: float) -> None:
+        """Time as it really passes: in small steps."""
+        step = min(0.1, seconds / 2)
+        for _ in range(round(seconds / step)):
+            peer.waits(step)
 
     def outcomes(self) -> dict[str, int]:
         return dict(self.house.factories["PORT"].live.outcomes)
@@ -245,6 +259,7 @@ class SenderTests(RelayCase):
         ana.resets()
         self.depot.deposits[0].store()
         assert self.depot.waiting == [b"whole"]
+        assert (ana.outcome, ana.connection.detail) == ("reset", "its upload was whole")
 
     def test_a_sender_may_pause_for_as_long_as_it_likes(self) -> None:
         ana = self.peer()
@@ -301,9 +316,9 @@ class ReceiverTests(RelayCase):
         self.depot.add(b"old")
         self.depot.add(b"new")
         rita = self.peer()
-        rita.waits(0.99)
+        rita.waits(1.0)
         assert rita.heard == b""
-        rita.waits(0.01)
+        rita.waits(TURN)
         assert rita.heard == b"old"
         assert rita.transport.fin
         assert self.depot.waiting == [b"new"]
@@ -313,7 +328,18 @@ class ReceiverTests(RelayCase):
         self.depot.add(b"x")
         rita = self.peer()
         rita.waits(0.05)
+        rita.waits(TURN)
         assert rita.heard == b"x"
+
+    def test_what_came_while_the_reactor_was_busy_still_makes_a_sender(self) -> None:
+        self.depot.add(b"theirs")
+        ana = self.peer()
+        ana.waits(30)  # the timer is due, and only then is the socket looked at
+        ana.says(b"mine")
+        ana.waits(TURN)
+        assert ana.heard == b""
+        ana.ends()
+        assert self.depot.waiting == [b"theirs", b"mine"]
 
     def test_a_receiver_waits_for_the_next_file(self) -> None:
         rita, rosa = self.receiver(), self.receiver()
@@ -324,23 +350,31 @@ class ReceiverTests(RelayCase):
 
     def test_one_that_half_closes_is_served_at_once(self) -> None:
         self.depot.add(b"for nc")
-        rita = self.peer()
-        rita.ends()
+        rita = self.half_closed()
         assert rita.heard == b"for nc"
         assert rita.transport.closed
         assert self.depot.done == [b"for nc"]
         assert rita.outcome == "received"
 
     def test_one_that_half_closes_is_served_now_or_not_at_all(self) -> None:
-        rita = self.peer()
-        rita.ends()
+        rita = self.half_closed()
         assert rita.transport.closed
         assert not self.resets_on_close(rita)
         assert rita.outcome == "nothing"
 
+    def test_a_fin_that_was_there_before_that_of_a_half_closed_one_is_read_before(self) -> None:
+        ana, rita = self.peer(), self.peer()
+        ana.says(b"x")
+        rita.ends()  # as when both came while the reactor was busy
+        rita.waits(30)
+        ana.ends()
+        rita.waits(TURN)
+        assert rita.heard == b"x"
+
     def test_one_that_half_closes_while_it_waits_gets_fin(self) -> None:
         rita = self.receiver()
         rita.ends()
+        self.lasts(rita, 2 * TURN)
         assert rita.transport.closed
         assert rita.outcome == "nothing"
         self.sender(b"later")
@@ -399,12 +433,23 @@ class ReceiverTests(RelayCase):
     def test_one_that_stays_open_is_believed_after_the_lease(self) -> None:
         self.depot.add(b"x")
         rita = self.receiver()
-        rita.waits(59)
+        rita.waits(59.9)
         assert self.depot.done == []
-        rita.waits(1)
+        rita.waits(0.2)
         assert self.depot.done == [b"x"]
         assert rita.transport.closed
         assert rita.outcome == "received"
+
+    def test_its_lease_begins_when_all_is_acknowledged_and_lasts_hardly_longer(self) -> None:
+        self.depot.add(b"12345")
+        rita = self.peer()
+        self.gauge(rita).acked = 3
+        self.lasts(rita, 40)
+        self.gauge(rita).acked = 6
+        self.lasts(rita, 59.9)
+        assert self.depot.done == []
+        self.lasts(rita, 0.1 + 60 / Delivery.LOOKS)
+        assert self.depot.done == [b"12345"]
 
     def test_a_reset_gives_the_file_back_to_the_head(self) -> None:
         self.depot.add(b"first")
@@ -421,6 +466,8 @@ class ReceiverTests(RelayCase):
         rita = self.peer()
         self.gauge(rita).acked = 0
         rita.ends()
+        self.lasts(rita, 2 * TURN)
+        assert rita.heard == b"x"
         rita.waits(LOOK)
         assert not rita.transport.reset
         self.gauge(rita).broken = True
@@ -429,17 +476,27 @@ class ReceiverTests(RelayCase):
         assert self.depot.waiting == [b"x"]
         assert rita.outcome == "reset"
 
+    def test_a_reset_counts_more_than_acknowledgements_that_came_before_it(self) -> None:
+        self.depot.add(b"x")
+        rita = self.peer()
+        self.gauge(rita).acked = 0
+        rita.ends()
+        self.lasts(rita, 2 * TURN)
+        self.gauge(rita).acked, self.gauge(rita).broken = 2, True
+        rita.waits(LOOK)
+        assert self.depot.done == []
+        assert self.depot.given_back == [(b"x", True)]
+
     def test_no_progress_for_the_lease_gives_it_back(self) -> None:
         self.depot.pace = 2
         self.depot.add(b"12345")
         rita = self.receiver()
         self.gauge(rita).acked = 2
-        rita.waits(15)
+        self.lasts(rita, 50)
         self.gauge(rita).acked = 3
-        for _ in range(4):
-            rita.waits(15)
-            assert not rita.transport.reset
-        rita.waits(15)
+        self.lasts(rita, 59.9)
+        assert not rita.transport.reset
+        self.lasts(rita, 0.1 + 60 / Delivery.LOOKS)
         assert rita.transport.reset
         assert self.depot.given_back == [(b"12345", True)]
         assert rita.outcome == "stuck"
@@ -676,6 +733,29 @@ class DrainTests(RelayCase):
         self.settle()
         assert self.depot.waiting == [b"ab"]
         self.successResultOf(drained)
+
+    def test_who_waits_and_is_reset_gives_up_its_place_at_once(self) -> None:
+        rita = self.receiver()
+        drain = Deferred.fromCoroutine(self.house.factories["PORT"].live.drain(10))
+        self.depot.add(b"x")  # before the transport has told that it is gone
+        assert self.depot.waiting == [b"x"]
+        self.settle()
+        assert rita.heard == b""
+        self.successResultOf(drain)
+
+    def test_who_is_closing_already_still_gets_fin(self) -> None:
+        self.depot.slow = True
+        ana = self.sender(b"x")
+        self.patch(type(ana.transport), "loseConnection", lambda transport: None)
+        self.depot.deposits[0].store()
+        rita = self.half_closed()
+        assert (ana.outcome, rita.heard) == ("sent", b"x")
+        drained = self.drain()
+        assert not ana.transport.reset
+        assert not rita.transport.reset
+        self.assertNoResult(drained)
+        drained.cancel()
+        self.failureResultOf(drained)
 
     def test_an_upload_that_is_being_stored_is_waited_for(self) -> None:
         self.depot.slow = True

@@ -40,6 +40,7 @@ from protocols.stores import Shelved, Source, StoreError, Ticket
 log = Logger()
 _T = TypeVar("_T")
 
+OPENING = "opening"  # what every shelf expects until the index was read
 MIGRATIONS = (
     """
     CREATE TABLE parcels (
@@ -64,27 +65,27 @@ _LIST = (
 class Shelf:
     """The files of one box that nobody has claimed, and who waits for one.
 
-    Whoever waits is in a dict for its order: with how many deliveries it allows a file, and
-    whether it would rather have nothing than wait.
+    Whoever waits is in a dict for its order: with how many deliveries it allows a file, and the
+    arrivals it waits for, those that were expected when it came; None: any, for ever.
     """
 
+    _expected: set[object] = field(factory=set)
     _files: list[tuple[int, Parcel]] = field(factory=list, init=False)  # a heap
-    _waiting: dict[Deferred[Parcel | None], tuple[int, bool]] = field(factory=dict, init=False)
+    _waiting: dict[Deferred[Parcel | None], tuple[int, set[object] | None]] = field(
+        factory=dict, init=False
+    )
     _serving: bool = field(default=False, init=False)
 
     def put(self, parcel: Parcel) -> None:
         heappush(self._files, (parcel.ident, parcel))
 
-    def take(self, most: int) -> Parcel | None:
-        if not self._files:
-            return None
-        _, parcel = heappop(self._files)
-        parcel.most = most
-        return parcel
-
-    def wait(self, most: int, patient: bool) -> Deferred[Parcel | None]:
+    def take(self, most: int, wait: bool) -> Deferred[Parcel | None]:
+        if self._files:
+            return succeed(self._pop(most))
+        if not (wait or self._expected):
+            return succeed(None)
         waiter = Deferred[Parcel | None](self._waiting.__delitem__)
-        self._waiting[waiter] = (most, patient)
+        self._waiting[waiter] = (most, None if wait else self._expected.copy())
         return waiter
 
     def serve(self) -> None:
@@ -95,14 +96,28 @@ class Shelf:
         while self._files and self._waiting:
             waiter = next(iter(self._waiting))
             most, _ = self._waiting.pop(waiter)
-            waiter.callback(self.take(most))
+            waiter.callback(self._pop(most))
         self._serving = False
 
-    def dismiss(self) -> None:
-        """Nothing for those who would not wait."""
-        for waiter in [one for one, (_, patient) in self._waiting.items() if not patient]:
-            del self._waiting[waiter]
-            waiter.callback(None)
+    def expect(self, arrival: object) -> None:
+        """Something may be put here soon: until it is `over`, nobody is told that nothing is."""
+        self._expected.add(arrival)
+
+    def over(self, arrival: object) -> None:
+        """It was put here, or will never be."""
+        self._expected.discard(arrival)
+        self.serve()
+        for waiter, (_, awaited) in list(self._waiting.items()):
+            if awaited is not None and waiter in self._waiting:
+                awaited.discard(arrival)
+                if not awaited:
+                    del self._waiting[waiter]
+                    waiter.callback(None)
+
+    def _pop(self, most: int) -> Parcel:
+        _, parcel = heappop(self._files)
+        parcel.most = most
+        return parcel
 
 
 @define(eq=False, repr=False)
@@ -133,7 +148,7 @@ class Depot(Service):
     crew: Crew
     reactor: Any
     index: Database = field(init=False)
-    _shelves: dict[str, Shelf] = field(factory=lambda: defaultdict(Shelf), init=False)
+    _shelves: dict[str, Shelf] = field(init=False)
     _opened: bool = field(default=False, init=False)  # the shelves hold what the index does
     _opening: Deferred[None] = field(init=False)
     _at_work: int = field(default=0, init=False)
@@ -141,6 +156,7 @@ class Depot(Service):
 
     def __attrs_post_init__(self) -> None:
         self.index = Database(self.folder / "index.db", MIGRATIONS, self.reactor)
+        self._shelves = defaultdict(lambda: Shelf(set() if self._opened else {OPENING}))
 
     def check(self) -> None:
         """Raise files.Unusable when nothing could be kept, or what is there is not ours."""
@@ -170,11 +186,7 @@ class Depot(Service):
         return Incoming(self, box, QueuedIntake(upload, source, self.crew))
 
     def take(self, box: str, most: int, wait: bool = True) -> Deferred[Parcel | None]:
-        shelf = self._shelves[box]
-        if not self._opened:
-            return shelf.wait(most, wait)
-        parcel = shelf.take(most)
-        return shelf.wait(most, wait) if parcel is None and wait else succeed(parcel)
+        return self._shelves[box].take(most, wait)
 
     def list(self, box: str) -> Deferred[Sequence[Shelved]]:
         def rows(connection: sqlite3.Connection) -> Sequence[Shelved]:
@@ -213,7 +225,15 @@ class Depot(Service):
         return Deferred.fromCoroutine(work).addBoth(ended)
 
     async def _enter(self, box: str, laid: Deferred[Laid], parked: bool) -> Ticket:
-        file = await laid
+        shelf = self._shelves[box]
+        if not parked:
+            shelf.expect(laid)
+        try:
+            return await self._shelve(box, await laid, parked)
+        finally:
+            shelf.over(laid)
+
+    async def _shelve(self, box: str, file: Laid, parked: bool) -> Ticket:
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         row = (box, file.path.name, file.size, file.sha256, at, parked)
         try:
@@ -227,7 +247,6 @@ class Depot(Service):
             self._say_parked(parcel, "its upload may be cut")
         elif self._opened:  # else opening will find its row
             self._shelves[box].put(parcel)
-            self._shelves[box].serve()
         return Ticket(ident, file.size, file.sha256)
 
     async def _remove(self, parcel: Parcel) -> None:
@@ -291,8 +310,7 @@ class Depot(Service):
             parked=parked,
         )
         for shelf in list(self._shelves.values()):
-            shelf.serve()
-            shelf.dismiss()
+            shelf.over(OPENING)
         strays = [name for name in left - known if name.endswith((PARTIAL, WHOLE))]
         await self.crew.work(_unlink, [self.folder / name for name in strays])
         for ident in lost:
