@@ -5,8 +5,9 @@ terminal, also under plain `twistd -y`, and all of them are named at once. Who c
 waits in the backlog. After the fork and with the stores open, each socket is adopted by the
 reactor.
 
-It works for every kind of endpoint, wrappers included: `Binder` stands in for the reactor when the
-endpoint asks to listen, binds a socket and keeps the factory it was given.
+It works for every kind of endpoint: `Binder` stands in for the reactor when the endpoint asks to
+listen, binds a socket and keeps the factory it was given. TLS and the PROXY protocol are layers
+around that factory (`wrappers`).
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ from twisted.internet.interfaces import (
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from daemon import wrappers
 from daemon.settings import Listen
-from protocols.connection import spoken
+from protocols.connection import LiveFactory, spoken
 
 BACKLOG = 1024
 RETRY = 3.0  # seconds: an outgoing connection may hold a port of the ephemeral range for a moment
@@ -110,7 +112,7 @@ class Claim:
 @implementer(IReactorTCP, IReactorUNIX, IReactorSocket)
 @define(eq=False)
 class Binder:
-    """What an endpoint takes for the reactor. home: where relative unix paths begin."""
+    """What an endpoint takes for the reactor. home: where relative paths begin."""
 
     home: Path
     resets: bool = False
@@ -214,7 +216,7 @@ def _bind(sock: socket.socket, address: tuple[str, int]) -> None:
         time.sleep(RETRY_EVERY)
 
 
-def claim(listens: Sequence[tuple[Listen, IProtocolFactory]], home: Path) -> list[list[Claim]]:
+def claim(listens: Sequence[tuple[Listen, LiveFactory]], home: Path) -> list[list[Claim]]:
     """Take every endpoint of every port, or none: raises PortsTaken with a line for each."""
     taken: list[list[Claim]] = []
     problems: list[str] = []
@@ -234,10 +236,11 @@ def claim(listens: Sequence[tuple[Listen, IProtocolFactory]], home: Path) -> lis
     return taken
 
 
-def _listen(binder: Binder, endpoint: str, factory: IProtocolFactory) -> Exception | None:
+def _listen(binder: Binder, endpoint: str, factory: LiveFactory) -> Exception | None:
     failures: list[Failure] = []
     try:
-        serverFromString(binder, endpoint).listen(factory).addErrback(failures.append)
+        plain, wrapped = wrappers.wrap(endpoint, factory, binder.home)
+        serverFromString(binder, plain).listen(wrapped).addErrback(failures.append)
     except Exception as error:  # endpoint parsers raise whatever they like
         return error
     return failures[0].value if failures else None  # type: ignore[return-value]
@@ -320,9 +323,9 @@ def _explain(listen: Listen, endpoint: str, error: Exception) -> str:
 
 
 def _port_of(endpoint: str) -> int | None:
-    kind, _, rest = endpoint.partition(":")
+    kind, _, rest = endpoint.removeprefix(wrappers.PROXY).partition(":")
     first = rest.partition(":")[0].removeprefix("port=")
-    return int(first) if kind in ("tcp", "tcp6") and first.isdecimal() else None
+    return int(first) if kind in ("tcp", "tcp6", *wrappers.TLS) and first.isdecimal() else None
 
 
 def names(claims: Sequence[Claim]) -> str:

@@ -30,7 +30,7 @@ from protocols.spec import Port, Spec
 
 _T = TypeVar("_T")
 
-ENDPOINTS = ("tcp", "tcp6", "unix", "systemd")
+ENDPOINTS = ("tcp", "tcp6", "unix", "systemd", "ssl", "tls")  # haproxy: goes before any of them
 _SECTION = re.compile(r"\[(.+)\]")
 _KEY = re.compile(r"([^\s#;=:\[][^=:]*?)\s*[=:]")
 
@@ -313,10 +313,11 @@ def _endpoints(text: str) -> tuple[str, ...]:
     if not lines:
         raise ValueError("an endpoint is needed, such as tcp:8080 or unix:/run/chat.sock")
     for line in lines:
-        kind = line.partition(":")[0]
-        if kind not in ENDPOINTS or ":" not in line:
+        kind, colon, _ = line.removeprefix("haproxy:").partition(":")
+        if kind not in ENDPOINTS or not colon:
             raise ValueError(
-                f"{line!r} is not an endpoint of kind {', '.join(ENDPOINTS)}, such as tcp:8080"
+                f"{line!r} is not an endpoint of kind {', '.join(ENDPOINTS)}, or haproxy: and one"
+                " of these, such as tcp:8080"
             )
     return lines
 

@@ -18,11 +18,13 @@ from twisted.internet import endpoints
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from daemon import binding
 from daemon.binding import Claim, PortsTaken
 from daemon.settings import Listen
+from protocols.connection import Connection, Live, LiveFactory
 from protocols.spec import Port
 
 LOCAL = "interface=127.0.0.1"
@@ -38,7 +40,7 @@ class BindingCase(SynchronousTestCase):
         folder = TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.home = Path(folder.name)
-        self.factory = Factory.forProtocol(Protocol)
+        self.factory = LiveFactory(Live("s", Clock()), Connection)
 
     def claim(self, *listens: Sequence[str], resets: bool = False) -> list[list[Claim]]:
         wanted = [
@@ -247,12 +249,13 @@ class ServingTests(TestCase):
         listen = Listen("s", Port("PORT", 1), (f"unix:{path}:mode=600",), "LISTEN", "config.cfg:1")
         connected: Deferred[None] = Deferred()
 
-        class Greets(Protocol):
-            def connectionMade(self) -> None:
-                self.transport.loseConnection()  # type: ignore[union-attr]
+        class Greets(Connection):
+            def opened(self) -> None:
+                self.close("left")
                 connected.callback(None)
 
-        ((claim,),) = binding.claim([(listen, Factory.forProtocol(Greets))], Path(folder.name))
+        factory = LiveFactory(Live("s", Clock()), Greets)
+        ((claim,),) = binding.claim([(listen, factory)], Path(folder.name))
         port = claim.serve(reactor)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         with socket.socket(socket.AF_UNIX) as peer:

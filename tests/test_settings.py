@@ -179,9 +179,14 @@ class BadConfigurationTests(SettingsCase):
                 "config.cfg:2: [talk] LISTEN = : an endpoint is needed, such as tcp:8080 or"
                 " unix:/run/chat.sock"
             ),
-            "[talk]\nLISTEN = ssl:443\n": (
-                "config.cfg:2: [talk] LISTEN = ssl:443: 'ssl:443' is not an endpoint of kind tcp,"
-                " tcp6, unix, systemd, such as tcp:8080"
+            "[talk]\nLISTEN = udp:53\n": (
+                "config.cfg:2: [talk] LISTEN = udp:53: 'udp:53' is not an endpoint of kind tcp,"
+                " tcp6, unix, systemd, ssl, tls, or haproxy: and one of these, such as tcp:8080"
+            ),
+            "[talk]\nLISTEN = haproxy:haproxy:tcp:1\n": (
+                "config.cfg:2: [talk] LISTEN = haproxy:haproxy:tcp:1: 'haproxy:haproxy:tcp:1' is"
+                " not an endpoint of kind tcp, tcp6, unix, systemd, ssl, tls, or haproxy: and one"
+                " of these, such as tcp:8080"
             ),
         }.items():
             assert self.problems(text) == [wanted]
