@@ -25,6 +25,7 @@ from daemon import binding, settings, stores
 from daemon.binding import PortsTaken
 from daemon.catalogue import CATALOGUE
 from daemon.kernel import Sockets
+from daemon.reactor import Chosen
 from daemon.services import Listener, Stack
 from daemon.settings import ConfigError, Settings
 from daemon.stores.files import Unusable
@@ -42,7 +43,7 @@ UMASK = 0o027
 SWITCH_INTERVAL = 0.001  # seconds; the default of 5 ms lets a busy thread delay the reactor
 
 
-def application(home: Path, reactor: Any, *only: str) -> Componentized:
+def application(home: Path, reactor: Any, chosen: Chosen, *only: str) -> Componentized:
     """What a .tac file calls `application`: all protocols of the catalogue, or those in `only`.
 
     Bad settings, taken ports and an unusable DATA_DIR end the process here, with a line each.
@@ -55,6 +56,7 @@ def application(home: Path, reactor: Any, *only: str) -> Componentized:
         _leave(EX_UNAVAILABLE, error.problems)
     except Unusable as error:
         _leave(EX_CANTCREAT, [str(error)])
+    daemon.chosen = chosen
     made: Componentized = Application("roundhouse")
     daemon.setServiceParent(made)
     return made
@@ -79,6 +81,7 @@ class Roundhouse(Stack):
     house: stores.House
     factories: dict[str, Mapping[str, LiveFactory]]
     listeners: MultiService = field(factory=MultiService)
+    chosen: Chosen | None = None
     _loader: int = field(factory=os.getpid)
     _terminal: int | None = field(factory=lambda: _terminal())
     _watch: LoopingCall | None = None
@@ -147,6 +150,8 @@ class Roundhouse(Stack):
         except Unusable as error:  # found only by opening it, after `twistd -y` forked
             log.critical("{error}", error=str(error))
             raise SystemExit(EX_CANTCREAT) from None
+        if self.chosen is not None:
+            log.info("reactor: {name} ({why})", name=self.chosen.name, why=self.chosen.why)
         self._watch = LoopingCall(self._follow_file)
         self._watch.clock = self.reactor
         self._watch.start(WATCH, now=False)

@@ -23,6 +23,7 @@ from twisted.trial.unittest import TestCase
 from zope.interface import implementer
 
 from daemon import roundhouse
+from daemon.reactor import Chosen
 from daemon.roundhouse import Roundhouse
 from daemon.settings import ConfigError
 from daemon.stores import Absent
@@ -229,7 +230,7 @@ class AssemblyTests(RoundhouseCase):
             ):
                 self.config.write_text(text)
                 with pytest.raises(SystemExit) as caught:
-                    roundhouse.application(self.home, self.reactor)
+                    roundhouse.application(self.home, self.reactor, Chosen("test", "it is one"))
                 assert caught.value.code == status
                 assert wanted in stderr.getvalue()
 
