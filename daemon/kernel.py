@@ -38,9 +38,11 @@ class Meter:
     _socket: socket.socket
     tells: bool = LINUX
     _errors: select.poll = field(factory=select.poll, init=False)
+    _before: int = field(default=0, init=False)  # bytes written before us: a TLS handshake
 
     def __attrs_post_init__(self) -> None:
         self._errors.register(self._socket, 0)
+        self._before = (self.acknowledged() or 0) + self.outstanding()
 
     def acknowledged(self) -> int | None:
         if not self.tells or self._socket.family == socket.AF_UNIX:
@@ -48,7 +50,7 @@ class Meter:
         size = self.BYTES_ACKED + 8
         info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, size)
         acked: int = struct.unpack_from("Q", info, self.BYTES_ACKED)[0]
-        return acked
+        return max(0, acked - self._before)
 
     def outstanding(self) -> int:
         if not self.tells:

@@ -98,6 +98,14 @@ class LinuxCase(KernelCase):
 
 
 class TcpTests(LinuxCase):
+    def test_what_went_before_it_is_not_counted(self) -> None:
+        ours, _ = self.tcp()
+        ours.sendall(b"a handshake")
+        meter = self.meter(ours)
+        assert meter.acknowledged() == 0
+        ours.sendall(b"123")
+        self.comes(lambda: self.has(meter, 3))
+
     def test_all_of_it_is_acknowledged_and_our_fin_counts_as_a_byte(self) -> None:
         ours, _ = self.tcp()
         meter = self.meter(ours)

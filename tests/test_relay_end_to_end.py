@@ -15,6 +15,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
 from typing import ClassVar
 
 import psutil
@@ -208,11 +210,14 @@ class HalfClosedTests(DaemonCase):
         for size in (1, 300_000, 3_000_000):
             with self.daemon.connect(RELAY) as sender:
                 sender.sendall(bytes(size))
-                self.comes(lambda: list(folder.glob("*.partial")), "no upload was begun")
-                time.sleep(0.1)
+                self.comes(partial(self.has, folder, size), "the upload was not read")
                 sender.shutdown(socket.SHUT_WR)
                 assert len(self.get_now()) == size
         self.nothing_is_left()
+
+    def has(self, folder: Path, size: int) -> bool:
+        """Whether `size` bytes of the one upload under way are laid down."""
+        return [path.stat().st_size for path in folder.glob("*.partial")] == [size]
 
 
 class SlowSenderTests(DaemonCase):
