@@ -211,7 +211,7 @@ def _bind(sock: socket.socket, address: tuple[str, int]) -> None:
             return
         except OSError as error:
             held = error.errno == errno.EADDRINUSE and _ephemeral(address[1])
-            if not held or holder(address[1]).listens or time.monotonic() > until:
+            if not held or holder(address[1], connections()).listens or time.monotonic() > until:
                 raise
         time.sleep(RETRY_EVERY)
 
@@ -219,20 +219,21 @@ def _bind(sock: socket.socket, address: tuple[str, int]) -> None:
 def claim(listens: Sequence[tuple[Listen, LiveFactory]], home: Path) -> list[list[Claim]]:
     """Take every endpoint of every port, or none: raises PortsTaken with a line for each."""
     taken: list[list[Claim]] = []
-    problems: list[str] = []
+    refused: list[tuple[Listen, str, Exception]] = []
     for listen, factory in listens:
         binder = Binder(home, listen.port.resets)
-        problems += [
-            _explain(listen, endpoint, problem)
+        refused += [
+            (listen, endpoint, problem)
             for endpoint in listen.endpoints
             if (problem := _listen(binder, endpoint, factory)) is not None
         ]
         taken.append(binder.claims)
-    if problems:
+    if refused:
         for claims in taken:
             for one in claims:
                 one.stopListening()
-        raise PortsTaken(problems)
+        among = connections()  # once: a busy machine has tens of thousands
+        raise PortsTaken([_explain(*refusal, among) for refusal in refused])
     return taken
 
 
@@ -259,12 +260,17 @@ class Holder:
 Holder.NOBODY = Holder("", False)
 
 
-def holder(port: int) -> Holder:
-    """Who has TCP `port` on this machine, as far as this user may know."""
+def connections() -> Sequence[Any]:
+    """The TCP sockets of this machine, as far as this user may know of them."""
     try:
-        found = [c for c in psutil.net_connections("tcp") if c.laddr and c.laddr.port == port]
+        return psutil.net_connections("tcp")
     except (psutil.Error, OSError):
-        return Holder.NOBODY
+        return ()
+
+
+def holder(port: int, among: Sequence[Any]) -> Holder:
+    """Who has TCP `port`."""
+    found = [one for one in among if one.laddr and one.laddr.port == port]
     found.sort(key=lambda c: c.status != psutil.CONN_LISTEN)
     for connection in found:
         listens = connection.status == psutil.CONN_LISTEN
@@ -287,7 +293,7 @@ def _ephemeral(port: int) -> bool:
     return int(low) <= port <= int(high)
 
 
-def _explain(listen: Listen, endpoint: str, error: Exception) -> str:
+def _explain(listen: Listen, endpoint: str, error: Exception, among: Sequence[Any]) -> str:
     """One line: which service, what is the matter, what would help and where."""
     port = _port_of(endpoint)
     remedy = (
@@ -295,7 +301,7 @@ def _explain(listen: Listen, endpoint: str, error: Exception) -> str:
     )
     number = getattr(error, "errno", None)
     if number == errno.EADDRINUSE and port is not None:
-        who = holder(port)
+        who = holder(port, among)
         if who.listens or not _ephemeral(port):
             by = f" by {who.who}" if who.who else ""
             if port == 5000 and sys.platform == "darwin":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import sys
 from collections.abc import Callable, Coroutine
 from functools import wraps
 from pathlib import Path
@@ -17,7 +18,6 @@ from typing import Any, ClassVar
 
 from attrs import define, field
 from twisted.internet.defer import Deferred
-from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.interfaces import IHalfCloseableProtocol, IPullProducer, IPushProducer
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import deferLater
@@ -27,6 +27,11 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from daemon.reactor.uv import UvloopReactor
+
+if sys.platform == "linux":
+    from twisted.internet.epollreactor import EPollReactor as TwistedsReactor
+else:
+    from twisted.internet.selectreactor import SelectReactor as TwistedsReactor
 
 PATIENCE = 4.0  # seconds for what happens at once
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -78,7 +83,7 @@ class ReactorCase(SynchronousTestCase):
 
 
 class OnTwisted(ReactorCase):
-    make = EPollReactor
+    make = TwistedsReactor
     native = False
 
 
@@ -299,7 +304,7 @@ class Net:
         if hasattr(self.reactor, "loop"):
             self.reactor.spare.release()
             self.reactor.loop.close()
-        else:
+        elif hasattr(self.reactor, "_poller"):
             self.reactor._poller.close()
         for path in self.folder.iterdir():
             path.unlink()

@@ -168,7 +168,7 @@ class RefusalTests(BindingCase):
         outgoing = socket.create_connection(("127.0.0.1", target), 5)
         port = outgoing.getsockname()[1]
 
-        def leaves(port: int) -> binding.Holder:
+        def leaves(port: int, among: object) -> binding.Holder:
             # RST, so that no TIME_WAIT stays behind
             outgoing.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, binding.RESET_ON_CLOSE)
             outgoing.close()
@@ -197,13 +197,13 @@ class RefusalTests(BindingCase):
             "tcp:80": "ports below 1024 need root",
             "unix:/x": "is not allowed here",
         }.items():
-            assert wanted in binding._explain(listen, endpoint, PermissionError(13, "denied"))
+            assert wanted in binding._explain(listen, endpoint, PermissionError(13, "denied"), ())
 
     def test_on_a_mac_port_5000_is_airplays(self) -> None:
         self.patch(sys, "platform", "darwin")
         listen = Listen("echo", Port("PORT", 5000), ("tcp:5000",), "PORT", "config.cfg:1")
         taken = OSError(98, "taken")
-        assert "is taken by AirPlay" in binding._explain(listen, "tcp:5000", taken)
+        assert "is taken by AirPlay" in binding._explain(listen, "tcp:5000", taken, ())
 
     def test_a_holder_that_cannot_be_known_is_left_out(self) -> None:
         port = self.listening()
@@ -213,19 +213,21 @@ class RefusalTests(BindingCase):
 
         found = psutil.net_connections
         self.patch(psutil, "net_connections", denied)
-        assert binding.holder(port) is binding.Holder.NOBODY
+        assert binding.holder(port, binding.connections()) is binding.Holder.NOBODY
 
         def strangers(kind: str) -> Any:
             return [c._replace(pid=None) for c in found(kind)]
 
         self.patch(psutil, "net_connections", strangers)
-        assert binding.holder(port) == binding.Holder("a process of another user", True)
+        assert binding.holder(port, binding.connections()) == binding.Holder(
+            "a process of another user", True
+        )
 
         def gone(kind: str) -> Any:
             return [c._replace(pid=2**22 + 1) for c in found(kind)]
 
         self.patch(psutil, "net_connections", gone)
-        assert binding.holder(port) is binding.Holder.NOBODY
+        assert binding.holder(port, binding.connections()) is binding.Holder.NOBODY
 
     def test_without_procfs_no_port_counts_as_ephemeral(self) -> None:
         def missing(self: Path) -> str:

@@ -9,6 +9,7 @@ import os
 import socket
 import ssl
 import stat
+import sys
 import threading
 import time
 from importlib.util import find_spec
@@ -605,6 +606,7 @@ class Ports:
         await port.stopListening()
         assert not os.path.lexists(f"{path}.lock")
 
+    @skipUnless(sys.platform == "linux", "only Linux has abstract names")
     @driven
     async def test_a_unix_port_may_have_an_abstract_name(self, net: Net) -> None:
         port = net.reactor.listenUNIX(f"\0reactor-{os.getpid()}-{id(net)}", net.factory(Echo))

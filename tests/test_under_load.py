@@ -145,7 +145,7 @@ class Traffic:
 
     def collect(self, number: int) -> None:
         with self.daemon.connect(5011) as sock:
-            sock.settimeout(1.0)
+            sock.settimeout(0.3)
             data = everything(sock)
         self.collected.append((time.monotonic(), data))
 
@@ -159,7 +159,7 @@ class KillTests(LoadCase):
         kills = []
         try:
             for _ in range(2):
-                time.sleep(random.uniform(0.2, 0.6))
+                time.sleep(random.uniform(0.2, 0.4))
                 kills.append(time.monotonic())
                 self.daemon.kill()
         finally:
