@@ -156,8 +156,6 @@ class Roundhouse(Stack):
         self._watch.clock = self.reactor
         self._watch.start(WATCH, now=False)
         self.reactor.callWhenRunning(self._take_signals)
-        if os.getpid() == self._loader:  # not daemonised
-            log.info("Press Ctrl+C to stop.")
 
     def stopService(self) -> Any:
         if self._watch is not None and self._watch.running:
@@ -217,6 +215,8 @@ class Roundhouse(Stack):
             signal.signal(signal.SIGTERM, self._stop)
             signal.signal(signal.SIGINT, self._stop)
             signal.signal(signal.SIGHUP, lambda *_: self.reactor.callFromThread(self._hang_up))
+        if os.getpid() == self._loader:  # not daemonised
+            log.info("Press Ctrl+C to stop.")
 
     def _stop(self, number: int, frame: object) -> None:
         if self._stopping:

@@ -76,6 +76,8 @@ class Twistd:
 
     def environ(self) -> dict[str, str]:
         keep = {k: v for k, v in os.environ.items() if not k.startswith("ROUNDHOUSE_")}
+        if reactor := os.environ.get("ROUNDHOUSE_REACTOR"):
+            keep["ROUNDHOUSE_REACTOR"] = reactor
         return keep | {"ROUNDHOUSE_CONFIG": str(self.config), "PYTHONUNBUFFERED": "1"}
 
     def spawn(self, *options: str) -> subprocess.Popen[bytes]:
@@ -99,7 +101,7 @@ class Twistd:
 
     def wait_until_served(self) -> None:
         until = time.monotonic() + PATIENCE
-        while self.log.count(" listening on ") < self._starts * len(PORTS):
+        while self.log.count("Press Ctrl+C to stop.") < self._starts:
             if self.process is not None and self.process.poll() is not None:
                 raise AssertionError(f"the daemon ended: {self.log[-2000:]}")
             if time.monotonic() > until:

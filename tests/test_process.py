@@ -194,7 +194,7 @@ class StopTests(ProcessCase):
         )
         daemon.process = process
         os.close(theirs)
-        daemon.says("echo listening on")
+        daemon.says("Press Ctrl+C to stop.")
         daemon.send(signal.SIGHUP)
         daemon.says("read again")
         os.close(ours)

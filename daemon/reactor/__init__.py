@@ -36,7 +36,6 @@ How these connections differ from Twisted's own transports
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 import os
 import sys
@@ -79,7 +78,6 @@ def install(environ: Mapping[str, str] = os.environ) -> Chosen:
     except Exception as error:  # not built for this platform, or for this Python
         return Chosen(_install_default(), f"no uvloop: {error}")
     installReactor(reactor)
-    atexit.register(reactor.loop.close)
     _keep_memory()
     return Chosen("uvloop", why)
 
