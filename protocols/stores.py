@@ -254,7 +254,7 @@ class Gauge(Protocol):
     """How far the peer's kernel is with what we sent. Close it when the peer is gone."""
 
     def acknowledged(self) -> int | None:
-        """Bytes (our FIN counts as one) the peer's kernel confirmed of what we wrote since we hold it.
+        """Bytes (our FIN counts as one) the peer's kernel confirmed since we took the gauge.
 
         Valid after a reset, too. None where the system does not tell.
         """
