@@ -34,12 +34,15 @@ from twisted.internet.interfaces import (
     IReactorTCP,
     IReactorUNIX,
 )
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from daemon import wrappers
 from daemon.settings import Listen
 from protocols.connection import LiveFactory, spoken
+
+log = Logger()
 
 BACKLOG = 1024
 RETRY = 3.0  # seconds: an outgoing connection may hold a port of the ephemeral range for a moment
@@ -217,17 +220,27 @@ def _bind(sock: socket.socket, address: tuple[str, int]) -> None:
 
 
 def claim(listens: Sequence[tuple[Listen, LiveFactory]], home: Path) -> list[list[Claim]]:
-    """Take every endpoint of every port, or none: raises PortsTaken with a line for each."""
+    """Take every endpoint of every port, or none: raises PortsTaken with a line for each.
+
+    A secondary port that config.cfg does not name is only warned of: an upgrade that brings one
+    never stops yesterday's daemon.
+    """
     taken: list[list[Claim]] = []
     refused: list[tuple[Listen, str, Exception]] = []
+    skipped: list[tuple[Listen, str, Exception]] = []
     for listen, factory in listens:
         binder = Binder(home, listen.port.resets)
-        refused += [
+        problems = skipped if listen.port.secondary and not listen.named else refused
+        problems += [
             (listen, endpoint, problem)
             for endpoint in listen.endpoints
             if (problem := _listen(binder, endpoint, factory)) is not None
         ]
         taken.append(binder.claims)
+    if skipped:
+        among = connections()
+        for skip in skipped:
+            log.warn("going on without it: {problem}", problem=_explain(*skip, among))
     if refused:
         for claims in taken:
             for one in claims:

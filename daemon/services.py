@@ -66,7 +66,8 @@ class Listener(Service):
         for claim in self.claims:
             port = claim.serve(self.reactor)
             self._ports.append(port)
-        log.info("{name} listening on {where}", name=self.service, where=where)
+        if where:  # a secondary port may be somebody else's
+            log.info("{name} listening on {where}", name=self.service, where=where)
 
     def accept_waiting(self) -> None:
         """Accept whoever waits in the backlog, now rather than in the reactor's next turn."""

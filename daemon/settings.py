@@ -48,6 +48,7 @@ class Listen:
     """One port of one protocol: where it listens, and the keys that say so.
 
     endpoints: Twisted endpoint strings. where: file:line of the key, or just the file.
+    named: config.cfg asks for it; else it is where it is by default.
     """
 
     service: str
@@ -55,6 +56,7 @@ class Listen:
     endpoints: tuple[str, ...]
     key: str
     where: str
+    named: bool = True
 
 
 @frozen
@@ -270,14 +272,15 @@ class _Reader:
         none: tuple[str, ...] = ()
         endpoints = self.value(spec.name, port.listen_key, _endpoints, none)
         if endpoints:
-            key, section = port.listen_key, spec.name
+            key, section, named = port.listen_key, spec.name, True
         else:
             key = port.key
             held = key.lower() in self.file.sections.get(spec.name, {})
             section = "DEFAULT" if also and not held else spec.name
+            named = held or (also and key.lower() in self.file.sections.get("DEFAULT", {}))
             family = "tcp6" if ":" in server_ip else "tcp"
             endpoints = (f"{family}:{number}:interface={quoteStringArgument(server_ip)}",)
-        return Listen(spec.name, port, endpoints, key, self.file.where(section, key))
+        return Listen(spec.name, port, endpoints, key, self.file.where(section, key), named)
 
     def _read(
         self, kind: Callable[[str], _T], text: str, default: _T, line: int, key: str, where: str

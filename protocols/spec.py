@@ -30,12 +30,14 @@ class Port:
     resets: SO_LINGER {1, 0} holds from the accept on, so that a killed daemon resets the peer
     instead of seeming to have finished (WIRE: where FIN alone is the answer).
     broadcasts: whoever waits in its backlog is accepted before a broadcast goes out.
+    secondary: where it is taken and config.cfg does not name it, the daemon starts without it.
     """
 
     key: str
     number: int
     resets: bool = False
     broadcasts: bool = False
+    secondary: bool = False
 
     @property
     def listen_key(self) -> str:

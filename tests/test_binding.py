@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import stat
 import sys
@@ -19,6 +20,7 @@ from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from daemon import binding
@@ -63,6 +65,29 @@ class BindingCase(SynchronousTestCase):
         self.addCleanup(sock.close)
         port: int = sock.getsockname()[1]
         return port
+
+
+class SecondaryTests(BindingCase):
+    def listen(self, number: int, named: bool) -> Listen:
+        port = Port("HTTP_PORT", number, secondary=True)
+        return Listen("s", port, (f"tcp:{number}:{LOCAL}",), "HTTP_PORT", "config.cfg", named)
+
+    def test_a_taken_secondary_port_that_nobody_named_is_gone_without(self) -> None:
+        taken = self.listening()
+        with capturedLogs() as events:
+            assert binding.claim([(self.listen(taken, False), self.factory)], self.home) == [[]]
+        (event,) = events
+        said = formatEvent(event)
+        assert re.fullmatch(rf"going on without it: s: tcp:{taken}.* is taken by .*", said)
+
+    def test_one_that_is_named_stops_the_start(self) -> None:
+        taken = self.listening()
+        with pytest.raises(PortsTaken):
+            binding.claim([(self.listen(taken, True), self.factory)], self.home)
+
+    def test_a_free_one_is_served(self) -> None:
+        ((claim,),) = binding.claim([(self.listen(0, False), self.factory)], self.home)
+        claim.stopListening()
 
 
 class ClaimTests(BindingCase):

@@ -84,6 +84,11 @@ class ReadingTests(SettingsCase):
         (listen,) = found.services["ingest"].listens
         assert listen.where == f"{self.config}:3"
 
+    def test_a_port_is_named_once_the_file_speaks_of_it(self) -> None:
+        found = self.read("[DEFAULT]\nPORT = 7\n[talk]\nCODE_LISTEN = tcp:5\n")
+        named = [one.named for name in ("ingest", "talk") for one in found.services[name].listens]
+        assert named == [True, False, True]
+
     def test_units_comments_case_and_a_byte_order_mark_are_understood(self) -> None:
         found = self.read(
             "\ufeff[ingest]\nmax_file_size: 1.5 KiB # small\n[daemon]\nGrace=2 min\n"
