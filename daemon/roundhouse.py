@@ -29,6 +29,7 @@ from daemon.reactor import Chosen
 from daemon.services import Listener, Stack
 from daemon.settings import ConfigError, Settings
 from daemon.stores.files import Unusable
+from daemon.systemd import Systemd
 from protocols.connection import LiveFactory
 from protocols.spec import Context, Spec
 
@@ -80,6 +81,7 @@ class Roundhouse(Stack):
     settings: Settings
     house: stores.House
     factories: dict[str, Mapping[str, LiveFactory]]
+    systemd: Systemd
     listeners: MultiService = field(factory=MultiService)
     chosen: Chosen | None = None
     _loader: int = field(factory=os.getpid)
@@ -116,11 +118,13 @@ class Roundhouse(Stack):
         house = stores.build(needed, now.data_dir, reactor)
         house.check()
         factories = {spec.name: _build(spec, now, reactor, house) for spec in served}
-        daemon = cls(home, reactor, catalogue, served, environ, now, house, factories)
+        systemd = Systemd.of(environ, reactor)
+        daemon = cls(home, reactor, catalogue, served, environ, now, house, factories, systemd)
         for service in house.services:
             daemon.addService(service)
         daemon._listen()
         daemon.addService(daemon.listeners)
+        daemon.addService(systemd)
         daemon._seen = (daemon._look(), daemon._look())
         return daemon
 
@@ -156,6 +160,7 @@ class Roundhouse(Stack):
         self._watch.clock = self.reactor
         self._watch.start(WATCH, now=False)
         self.reactor.callWhenRunning(self._take_signals)
+        self._say_ready()
 
     def stopService(self) -> Any:
         if self._watch is not None and self._watch.running:
@@ -164,6 +169,16 @@ class Roundhouse(Stack):
 
     def reload(self) -> bool:
         """Read config.cfg again. All of it is accepted or none of it is."""
+        self.systemd.reloading()
+        try:
+            return self._reload()
+        finally:
+            self._say_ready()
+
+    def _say_ready(self) -> None:
+        self.systemd.ready(f"serving {', '.join(spec.name for spec in self.served)}")
+
+    def _reload(self) -> bool:
         path = self.settings.path
         if path is not None and not path.exists():
             log.warn("{path} is gone; the settings stay as they are", path=str(path))
