@@ -58,24 +58,32 @@ class Workshop:
         compiler = self.tool("gcc", "cc", package="gcc libc6-dev")
         return self._build(SOURCES / "c" / f"{name}.c", [compiler, *FLAGS, "-o"])
 
-    def go(self, name: str) -> Path:
-        """go/<name>.go as a program; nothing is downloaded. Raise Missing or Unbuilt."""
+    def go(self, name: str, c: bool = False) -> Path:
+        """go/<name>.go as a program; nothing is downloaded. Raise Missing or Unbuilt.
+
+        c: it binds a C library, so a C compiler is needed, too.
+        """
         compiler = self.tool("go", package="golang-go")
+        if c:
+            self.tool("gcc", "cc", package="gcc libc6-dev")
         quiet = {
             "GOCACHE": str(self.folder / "go"),
             "GOTOOLCHAIN": "local",
             "GOPROXY": "off",
             "GOFLAGS": "",
-            "CGO_ENABLED": "0",
+            "CGO_ENABLED": "1" if c else "0",
         }
         return self._build(SOURCES / "go" / f"{name}.go", [compiler, "build", "-o"], quiet)
 
     def said(self, *argv: str) -> str:
         """The first line that a tool prints, of its version for example."""
+        return self.all_said(*argv).partition("\n")[0].strip()
+
+    def all_said(self, *argv: str) -> str:
         done = subprocess.run(
             argv, env=self.environ, capture_output=True, text=True, timeout=PATIENCE, check=False
         )
-        return (done.stdout or done.stderr).partition("\n")[0].strip()
+        return done.stdout or done.stderr
 
     def _build(
         self, source: Path, command: Sequence[str], environ: Mapping[str, str] | None = None

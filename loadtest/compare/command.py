@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import click
@@ -16,7 +18,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from loadtest.compare import harness
 from loadtest.compare.build import Missing, Unbuilt, Workshop, cache
-from loadtest.compare.harness import Broken, Comparison, Cores, Peer, Wrong
+from loadtest.compare.disk import Disk, disk
+from loadtest.compare.harness import Broken, Comparison, Cores, Peer, Reference, Wrong
 from loadtest.compare.report import Report, Skipped
 from loadtest.compare.table import Case
 
@@ -42,7 +45,7 @@ def command(comparison: Comparison) -> click.Command:
         click.option(
             "--peers", multiple=True, metavar="PEER,...", help=f"These peers; {limit} always."
         ),
-        click.option("--quick", is_flag=True, help="About 90 s: a rough picture."),
+        click.option("--quick", is_flag=True, help=f"About {comparison.quick}: a rough picture."),
         click.option(
             "--rounds", type=click.IntRange(1, 99), help=f"Of all peers.  [default: {ROUNDS}]"
         ),
@@ -64,8 +67,8 @@ def command(comparison: Comparison) -> click.Command:
         check: bool,
         as_json: bool,
     ) -> None:
-        chosen = chosen_cases(comparison, only)
         names = chosen_peers(comparison, peers)
+        chosen = chosen_cases(comparison, only, names)
         report = run_comparison(
             comparison,
             chosen,
@@ -119,17 +122,21 @@ Exit status: 0 done, 1 a wrong answer, a peer that does not run or, with --check
 """
 
 
-def chosen_cases(comparison: Comparison, only: Sequence[str]) -> list[Case]:
-    """Raise UsageError where a pattern fits none."""
+def chosen_cases(comparison: Comparison, only: Sequence[str], names: Sequence[str]) -> list[Case]:
+    """Those in which any of the peers takes part. Raise UsageError where a pattern fits none."""
     for pattern in only:
         if not any(fnmatchcase(case.name, pattern.lower()) for case in comparison.cases):
             known = ", ".join(case.name for case in comparison.cases)
             raise click.UsageError(f"no case {pattern!r} in {comparison.name}; there are: {known}")
-    return [
+    fitting = [
         case
         for case in comparison.cases
         if not only or any(fnmatchcase(case.name, pattern.lower()) for pattern in only)
     ]
+    if chosen := [case for case in fitting if any(map(case.wants, names))]:
+        return chosen
+    wanted = ", ".join(dict.fromkeys(peer for case in fitting for peer in case.peers))
+    raise click.UsageError(f"none of these peers takes part in these cases; there are: {wanted}")
 
 
 def chosen_peers(comparison: Comparison, peers: Sequence[str]) -> list[str]:
@@ -152,33 +159,48 @@ def run_comparison(
     if not sys.platform.startswith("linux"):
         raise Unavailable("skipped: servers and load use epoll, so Linux is needed")
     skipped: list[Skipped] = []
-    peers: list[Peer] = []
+    peers: list[Peer | Reference] = []
     workshop = Workshop(cache(os.environ))
+    place: Disk | None = None
     try:
+        if comparison.room:
+            place = disk(comparison.room, (Path(gettempdir()), workshop.folder, Path.cwd()))
         generator = workshop.c(comparison.generator)
         peers = [*_found(comparison, names, workshop, skipped)]
         possible = [*_possible(cases, harness.descriptors(), skipped)]
-        cores = Cores.of_this_machine()
-        with progress(possible, rounds, len(peers)) as before:
+        cores = Cores.of_this_machine() if comparison.pinned else Cores()
+        with progress(possible, rounds, [peer.name for peer in peers]) as before:
             table = harness.compare(
+                comparison,
                 possible,
                 peers,
                 generator,
                 rounds=rounds,
                 seconds=seconds,
                 cores=cores,
+                within=place.folder if place else None,
                 before=before,
             )
     except Missing as error:
         raise Unavailable(f"skipped: {error}") from None
     except (Unbuilt, Wrong, Broken) as error:
         raise Failed(str(error)) from None
-    return Report(comparison.name, table, peers, rounds, seconds, cores, skipped)
+    return Report(
+        comparison.name,
+        table,
+        peers,
+        rounds,
+        seconds,
+        cores,
+        skipped,
+        comparison.proof,
+        str(place or ""),
+    )
 
 
 def _found(
     comparison: Comparison, names: Sequence[str], workshop: Workshop, skipped: list[Skipped]
-) -> Iterator[Peer]:
+) -> Iterator[Peer | Reference]:
     limit = next(iter(comparison.peers))
     for name in names:
         try:
@@ -204,13 +226,13 @@ def _possible(cases: Sequence[Case], allowed: int, skipped: list[Skipped]) -> It
 
 @contextmanager
 def progress(
-    cases: Sequence[Case], rounds: int, peers: int
-) -> Iterator[Callable[[Case, int, Peer], object]]:
+    cases: Sequence[Case], rounds: int, peers: Sequence[str]
+) -> Iterator[Callable[[Case, int, Peer | Reference], object]]:
     """On standard error: a bar on a terminal, else a line a case."""
     if not sys.stderr.isatty():
         waiting = [case.name for case in cases]
 
-        def told(case: Case, number: int, peer: Peer) -> None:
+        def told(case: Case, number: int, peer: Peer | Reference) -> None:
             if case.name in waiting:
                 waiting.remove(case.name)
                 click.echo(f"{len(cases) - len(waiting)}/{len(cases)}  {case.title}", err=True)
@@ -220,10 +242,11 @@ def progress(
     columns = (BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False))
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, refresh_per_second=2) as bar:
-        task = bar.add_task("starting", total=len(cases) * rounds * peers)
-        done = iter(range(len(cases) * rounds * peers))
+        samples = rounds * sum(case.wants(peer) for case in cases for peer in peers)
+        task = bar.add_task("starting", total=samples)
+        done = iter(range(samples))
 
-        def moved(case: Case, number: int, peer: Peer) -> None:
+        def moved(case: Case, number: int, peer: Peer | Reference) -> None:
             what = f"{case.name}, round {number + 1}, {peer.name}"
             bar.update(task, completed=next(done), description=what)
 

@@ -5,7 +5,7 @@ may use. A generator is a program that is called with port, seconds and a case's
 
     prints `ready` when it has warmed up and nothing is under way, and waits for a line on stdin;
     prints one line of JSON when it has measured and all is answered: ops, seconds, p50_us, p99_us,
-    wrong, cpu; holds its connections until its stdin ends.
+    wrong, cpu, and bytes where they matter; holds its connections until its stdin ends.
 
 The server's CPU time is read at both moments, when it has nothing to do. A wrong answer ends the
 comparison: figures of a server that answers wrongly mean nothing.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -33,7 +34,7 @@ import psutil
 from attrs import define, field, frozen
 
 from loadtest.compare.build import Workshop
-from loadtest.compare.table import Case, Sample, Table
+from loadtest.compare.table import GROWN, Case, Sample, Table
 
 START = 20.0  # seconds a server may take to listen
 STOP = 5.0  # seconds it may take to end
@@ -41,6 +42,7 @@ REST = 5.0  # seconds to wait at most until a server has nothing more to do
 LOOK = 0.02  # seconds over which that is judged
 AT_REST = 0.001  # seconds of CPU in a LOOK
 PORTS = range(10240, 32768)  # below the ephemeral range: no outgoing connection takes one
+PROOF = "{ops:,} answers were compared byte for byte: none is wrong."
 TAIL = 2000  # characters of a log that are worth showing
 
 
@@ -54,10 +56,11 @@ class Broken(Exception):
 
 @frozen
 class Launch:
-    """A command and what it adds to the environment."""
+    """A command, what it adds to the environment, and the ports it takes beside its own."""
 
     argv: Sequence[str]
     environ: Mapping[str, str] = field(factory=dict)
+    ports: Mapping[str, int] = field(factory=dict)
 
 
 @frozen
@@ -74,18 +77,13 @@ class Peer:
 
 
 @frozen
-class Comparison:
-    """What is compared: cases, peers by name, and the C source of the load generator.
-
-    peers: each is found or built when it is needed, and raises Missing where it cannot be had;
-    the first one is the limit.
-    """
+class Reference:
+    """A speed of this machine that others are held against; no server. sample: measures it."""
 
     name: str
-    help: str
-    cases: Sequence[Case]
-    peers: Mapping[str, Callable[[Workshop], Peer]]
-    generator: str
+    about: str
+    version: str
+    sample: Callable[[Case], Sample]
 
 
 @frozen
@@ -154,16 +152,22 @@ def free_ports(count: int) -> list[int]:
 
 @define(eq=False)
 class Server:
-    """A peer that runs, in a folder of its own. Ends with the `with` block, by its own pid."""
+    """A peer that runs, in a folder of its own. Ends with the `with` block, by its own pid.
+
+    within: where that folder is made; None: among the temporary ones. lasting: it stays.
+    """
 
     peer: Peer
     core: int | None = None
+    within: Path | None = None
+    lasting: bool = False
     port: int = field(init=False)
-    _folder: Path = field(init=False)
+    folder: Path = field(init=False)
+    launch: Launch = field(init=False)
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def __enter__(self) -> Server:
-        self._folder = Path(mkdtemp(prefix=f"roundhouse-{self.peer.name}-"))
+        self.folder = Path(mkdtemp(prefix=f"roundhouse-{self.peer.name}-", dir=self.within))
         try:
             with undisturbed():
                 self._start()
@@ -193,6 +197,22 @@ class Server:
                 total += process.memory_info().rss
         return total
 
+    def peak(self) -> int:
+        """The most bytes that were resident since it started; 0 where nobody tells."""
+        total = 0
+        for process in self._family():
+            with suppress(OSError):
+                status = Path(f"/proc/{process.pid}/status").read_text()
+                if found := re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE):
+                    total += int(found[1]) * 1024
+        return total
+
+    def forget_peak(self) -> None:
+        """From now on `peak` is of what comes, where the system can do that."""
+        for process in self._family():
+            with suppress(OSError):
+                Path(f"/proc/{process.pid}/clear_refs").write_text("5")
+
     def rest(self) -> None:
         """Wait until it has nothing more to do: connections that ended are cleared away."""
         until = time.monotonic() + REST
@@ -212,7 +232,7 @@ class Server:
 
     @property
     def _log(self) -> Path:
-        return self._folder / "out.log"
+        return self.folder / "out.log"
 
     def _family(self) -> list[psutil.Process]:
         try:
@@ -223,13 +243,13 @@ class Server:
 
     def _start(self) -> None:
         (self.port,) = free_ports(1)
-        launch = self.peer.launch(self._folder, self.port)
+        self.launch = launch = self.peer.launch(self.folder, self.port)
         keep = {k: v for k, v in os.environ.items() if not k.startswith("ROUNDHOUSE_")}
         try:
             with on_core(self.core), self._log.open("wb") as log:
                 self._process = subprocess.Popen(
                     launch.argv,
-                    cwd=self._folder,
+                    cwd=self.folder,
                     env={**keep, **launch.environ},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -257,14 +277,22 @@ class Server:
             if self._process is not None:
                 end(self._process)
         finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            if not self.lasting:
+                remove(self.folder)
+
+
+def remove(folder: Path) -> None:
+    with undisturbed():  # gigabytes take their time to go
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _spent(process: psutil.Process) -> float:
     try:
+        ended = process.cpu_times()
         # CPUCLOCK_SCHED of a whole process: what utime + stime add up to, but in nanoseconds
-        return time.clock_gettime((~process.pid << 3) | 2)
-    except OSError:
+        alive: float = time.clock_gettime((~process.pid << 3) | 2)
+        return alive + ended.children_user + ended.children_system
+    except (OSError, psutil.Error):
         return 0.0
 
 
@@ -280,11 +308,48 @@ def end(process: subprocess.Popen[Any]) -> None:
             raise
 
 
+def _as_the_case_says(case: Case, server: Server) -> Sequence[str]:
+    return case.load
+
+
+def _answers_are_enough(case: Case, server: Server, sample: Sample) -> None:
+    pass
+
+
+@frozen
+class Comparison:
+    """What is compared: cases, peers by name, and the C source of the load generator.
+
+    peers: each is found or built when it is needed, and raises Missing where it cannot be had;
+    the first one is the limit. load: the generator's arguments after port and seconds. check: looks
+    at what a sample left in the server's folder, and raises Wrong. proof: what the report says was
+    compared. pinned: server and load have a core each. room: bytes of disk, not of memory, that a
+    server needs; 0: it writes nothing. quick: how long --quick takes, about.
+    """
+
+    name: str
+    help: str
+    cases: Sequence[Case]
+    peers: Mapping[str, Callable[[Workshop], Peer | Reference]]
+    generator: str
+    load: Callable[[Case, Server], Sequence[str]] = _as_the_case_says
+    check: Callable[[Case, Server, Sample], None] = _answers_are_enough
+    proof: str = PROOF
+    pinned: bool = True
+    room: int = 0
+    quick: str = "90 s"
+
+
 def measure(
-    server: Server, case: Case, generator: Path, seconds: float, core: int | None = None
+    server: Server,
+    case: Case,
+    generator: Path,
+    seconds: float,
+    core: int | None = None,
+    load_of: Callable[[Case, Server], Sequence[str]] = _as_the_case_says,
 ) -> Sample:
     """One sample of `case`. Raise Wrong or Broken."""
-    command = [str(generator), str(server.port), f"{seconds:g}", *case.load]
+    command = [str(generator), str(server.port), f"{seconds:g}", *load_of(case, server)]
     with ExitStack() as stack:
         errors = stack.enter_context(TemporaryFile("w+"))
         with undisturbed(), on_core(core):
@@ -309,11 +374,14 @@ def measure(
         if load.stdout.readline() != "ready\n":
             raise Broken(why("the load could not begin"))
         server.rest()
-        memory, cpu = server.memory(), server.cpu()
+        if GROWN in case.columns:
+            server.forget_peak()
+        was, cpu = server.memory(), server.cpu()
         load.stdin.write("\n")
         load.stdin.flush()
         line = load.stdout.readline()
-        cpu, memory = server.cpu() - cpu, server.memory() - memory
+        server.rest()  # what it puts off is part of what it costs
+        cpu, memory, peak = server.cpu() - cpu, server.memory() - was, server.peak()
         if not line:
             raise Broken(why("the load ended early"))
         told = json.loads(line)
@@ -328,33 +396,57 @@ def measure(
         p99_us=told["p99_us"],
         memory=memory,
         load_cpu=told["cpu"],
+        bytes=told.get("bytes", 0),
+        peak=peak,
+        grown=max(0, peak - was),
     )
 
 
 def compare(
+    comparison: Comparison,
     cases: Sequence[Case],
-    peers: Sequence[Peer],
+    peers: Sequence[Peer | Reference],
     generator: Path,
     *,
     rounds: int,
     seconds: float,
     cores: Cores,
-    before: Callable[[Case, int, Peer], object] = lambda case, number, peer: None,
+    within: Path | None = None,
+    before: Callable[[Case, int, Peer | Reference], object] = lambda case, number, peer: None,
 ) -> Table:
-    """Every case in `rounds` rounds, each of them once through all peers. Raise Wrong or Broken.
+    """Every case in `rounds` rounds, each of them once through its peers. Raise Wrong or Broken.
 
-    before: called before each sample, with the number of the round, from 0.
+    within: where the folders of the servers are made. before: called before each sample, with the
+    number of the round, from 0.
     """
     table = Table()
     with ExitStack() as stack:
-        servers = [stack.enter_context(Server(peer, cores.server)) for peer in peers]
+        home = Path(mkdtemp(prefix="roundhouse-compare-", dir=within))
+        stack.callback(remove, home)
+        shared = {
+            peer.name: stack.enter_context(Server(peer, cores.server, home))
+            for peer in peers
+            if isinstance(peer, Peer) and any(not c.fresh and c.wants(peer.name) for c in cases)
+        }
         for case in cases:
             for number in range(rounds):
-                for server in servers:
-                    before(case, number, server.peer)
+                for peer in peers:
+                    if not case.wants(peer.name):
+                        continue
+                    before(case, number, peer)
+                    if isinstance(peer, Reference):
+                        table.add(case, peer.name, peer.sample(case))
+                        continue
                     with ExitStack() as one:
                         if case.fresh:
-                            server = one.enter_context(Server(server.peer, cores.server))
-                        sample = measure(server, case, generator, seconds, cores.load)
-                    table.add(case, server.peer.name, sample)
+                            server = one.enter_context(
+                                Server(peer, cores.server, home, lasting=case.many)
+                            )
+                        else:
+                            server = shared[peer.name]
+                        sample = measure(
+                            server, case, generator, seconds, cores.load, comparison.load
+                        )
+                        comparison.check(case, server, sample)
+                    table.add(case, peer.name, sample)
     return table

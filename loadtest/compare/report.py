@@ -16,7 +16,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from client.terminal import counted
-from loadtest.compare.harness import Cores, Peer
+from loadtest.compare.harness import PROOF, Cores, Peer, Reference
 from loadtest.compare.table import LIMIT, Case, Row, Spread, Table, Verdict
 
 WIDTH = 120  # columns, at least: a narrower terminal wraps lines, but nothing is cut
@@ -32,15 +32,21 @@ class Skipped:
 
 @define
 class Report:
-    """One comparison that has run. seconds: of each sample."""
+    """One comparison that has run.
+
+    seconds: of each sample. proof: what was compared, {ops} and {bytes} of it. where: on which disk
+    the servers wrote, where that matters.
+    """
 
     name: str
     table: Table
-    peers: Sequence[Peer]
+    peers: Sequence[Peer | Reference]
     rounds: int
     seconds: float
     cores: Cores
     skipped: Sequence[Skipped] = field(factory=list)
+    proof: str = PROOF
+    where: str = ""
 
     @property
     def verdicts(self) -> list[Verdict]:
@@ -79,6 +85,8 @@ class Report:
             "skipped": [attrs.asdict(skipped) for skipped in self.skipped],
             "cases": [self._case_as_json(case) for case in self.table.cases],
             "answers": self.table.ops,
+            "bytes": self.table.bytes,
+            "disk": self.where,
             "missed": len(self.missed),
         }
 
@@ -87,21 +95,25 @@ class Report:
             "name": case.name,
             "title": case.title,
             "figure": case.figure.name,
-            "unit": case.unit,
+            "unit": case.unit(case.figure),
             "rows": [
                 {
                     "peer": row.peer,
                     "value": attrs.asdict(row.value),
                     "ratio": row.ratio and attrs.asdict(row.ratio),
-                    "p50_us": attrs.asdict(row.p50_us),
-                    "p99_us": attrs.asdict(row.p99_us),
+                    **{
+                        figure.name: attrs.asdict(spread)
+                        for figure, spread in zip(case.columns, row.columns, strict=True)
+                    },
                     "samples": [attrs.asdict(s) for s in self.table.samples(case, row.peer)],
                 }
                 for row in self.table.rows(case)
             ],
             "bounds": [
                 {
-                    **attrs.asdict(verdict.bound),
+                    "peer": verdict.bound.peer,
+                    "against": verdict.bound.against,
+                    "figure": verdict.figure.name,
                     "at_least" if verdict.more else "at_most": verdict.bound.value,
                     "shown": attrs.asdict(verdict.shown),
                     "met": verdict.met,
@@ -114,6 +126,8 @@ class Report:
         where = "server and load anywhere"
         if self.cores.server is not None:
             where = f"server on core {self.cores.server}, load on core {self.cores.load}"
+        if self.where:
+            where += f", files on {self.where}"
         rounds = counted(self.rounds, "round")
         return Text(f"{self.name}: {rounds} of {self.seconds:g} s, {where}; {machine()}")
 
@@ -128,13 +142,14 @@ class Report:
     def _figures(self) -> Grid:
         grid = Grid.grid(padding=(0, 2, 0, 0))
         grid.add_column(no_wrap=True)
-        for _ in range(6):
+        for _ in range(4 + max((len(case.columns) for case in self.table.cases), default=0)):
             grid.add_column(no_wrap=True, justify="right")
         for number, case in enumerate(self.table.cases):
             if number:
                 grid.add_row()
             related = f"to {LIMIT}" if case.figure.related else ""
-            heads = (related, "min..max", "bound", case.unit, "p50 µs", "p99 µs")
+            units = map(case.unit, (case.figure, *case.columns))
+            heads = (related, "min..max", "bound", *units)
             grid.add_row(Text(case.title, "bold"), *(Text(head, "dim") for head in heads))
             verdicts = [*self.table.verdicts(case)]
             for row in self.table.rows(case):
@@ -142,15 +157,15 @@ class Report:
                 for verdict in verdicts:
                     if verdict.bound.peer == row.peer and _aside(verdict):
                         grid.add_row(
-                            Text(f"    to {verdict.bound.against}"),
-                            Text(f"{verdict.shown.median:.2f}"),
+                            Text(f"    {_of(case, verdict)}"),
+                            Text(_exactly(verdict.shown.median)),
                             Text(_between(verdict.shown)),
                             _bound(verdict),
                         )
         return grid
 
     def _foot(self) -> Text:
-        text = Text(f"{self.table.ops:,} answers were compared byte for byte: none is wrong.")
+        text = Text(self.proof.format(ops=self.table.ops, bytes=self.table.bytes))
         if verdicts := self.verdicts:
             met = len(verdicts) - len(self.missed)
             text.append(f" Bounds met: {met} of {len(verdicts)}.")
@@ -172,29 +187,40 @@ def _cells(row: Row, verdicts: Iterable[Verdict]) -> list[Text]:
     related = row.ratio
     return [
         Text(f"  {row.peer}"),
-        Text(f"{related.median:.2f}" if related else ""),
+        Text(_exactly(related.median) if related else ""),
         Text("" if row.peer == LIMIT and related else _between(related or row.value)),
         next((_bound(verdict) for verdict in verdicts if not _aside(verdict)), Text()),
-        Text(_number(row.value.median)),
-        Text(_number(row.p50_us.median)),
-        Text(_number(row.p99_us.median)),
+        *(Text(number(spread.median)) for spread in (row.value, *row.columns)),
     ]
 
 
 def _aside(verdict: Verdict) -> bool:
     """Whether it needs a line of its own, being no figure of the peer's line."""
-    return verdict.bound.against not in (LIMIT, None)
+    return verdict.bound.against not in (LIMIT, None) or verdict.bound.figure is not None
+
+
+def _of(case: Case, verdict: Verdict) -> str:
+    """What a verdict with a line of its own is about."""
+    against = verdict.bound.against
+    unit = case.unit(verdict.figure) if verdict.bound.figure else ""
+    return " ".join(filter(None, (unit, against and f"to {against}")))
 
 
 def _bound(verdict: Verdict) -> Text:
     word, colour = ("met", "green") if verdict.met else ("missed", "bold red")
     sign = ">=" if verdict.more else "<="
-    return Text(f"{sign} {verdict.bound.value:.2f} {word:<6}", colour)
+    return Text(f"{sign} {_exactly(verdict.bound.value)} {word:<6}", colour)
 
 
 def _between(spread: Spread) -> str:
-    return f"{spread.least:.2f}..{spread.most:.2f}"
+    return f"{_exactly(spread.least)}..{_exactly(spread.most)}"
 
 
-def _number(value: float) -> str:
+def _exactly(value: float) -> str:
+    """A ratio, or what stands in its place."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
+
+
+def number(value: float) -> str:
+    """Three digits, or more of a large one."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -16,11 +17,18 @@ GRACE = 1  # seconds a stop may take
 
 
 def roundhouse(
-    service: str, key: str = "PORT", *, name: str, about: str, reactor: str = ""
+    service: str,
+    key: str = "PORT",
+    *,
+    name: str,
+    about: str,
+    reactor: str = "",
+    settings: Mapping[str, str] | None = None,
 ) -> Peer:
     """twistd on service.tac, measured on one port of one service. Raise Missing.
 
-    reactor: as ROUNDHOUSE_REACTOR has it; empty: the daemon's own choice.
+    reactor: as ROUNDHOUSE_REACTOR has it; empty: the daemon's own choice. settings: of the service,
+    beside its port. The ports of the launch are all there are, by service and key.
     """
     tac, twistd = HOME / "service.tac", Path(sys.executable).with_name("twistd")
     for path in (tac, twistd):
@@ -31,11 +39,12 @@ def roundhouse(
         config = folder / "config.cfg"
         others = [number for number in free_ports(len(PORTS) + 1) if number != port]
         numbers = dict(zip(PORTS, others, strict=False)) | {(service, key): port}
-        config.write_text(_config(numbers))
+        config.write_text(_config(numbers, {service: settings or {}}))
         return Launch(
             [str(twistd), "-n", "--pidfile=", "-y", str(tac)],
             {"ROUNDHOUSE_CONFIG": str(config)}
             | ({"ROUNDHOUSE_REACTOR": reactor} if reactor else {}),
+            {f"{section} {key}": number for (section, key), number in numbers.items()},
         )
 
     below = ["twisted"] if reactor else ["twisted", "uvloop"]
@@ -55,9 +64,12 @@ def installed(distribution: str) -> str:
         return "not installed"
 
 
-def _config(numbers: dict[tuple[str, str], int]) -> str:
+def _config(
+    numbers: Mapping[tuple[str, str], int], settings: Mapping[str, Mapping[str, str]]
+) -> str:
     lines = ["[DEFAULT]", "SERVER_IP = 127.0.0.1", "[daemon]", f"GRACE = {GRACE}"]
     for section in dict.fromkeys(service for service, _ in numbers):
         lines.append(f"[{section}]")
         lines += [f"{key} = {n}" for (service, key), n in numbers.items() if service == section]
+        lines += [f"{key} = {value}" for key, value in settings.get(section, {}).items()]
     return "\n".join(lines) + "\n"
