@@ -4,15 +4,33 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
 import re
+import signal
 import socket
+import threading
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from unittest import SkipTest
 from unittest.mock import patch
 
-from tests.test_client import ClientCase, Ended, Server, after, everything, reset, saying, stall
+import pytest
+from twisted.trial.unittest import SynchronousTestCase
+
+from client.hashing import Beside
+from tests.test_client import (
+    ClientCase,
+    Ended,
+    Script,
+    Server,
+    after,
+    everything,
+    reset,
+    saying,
+    stall,
+)
 
 
 def honest(peer: socket.socket) -> bytes:
@@ -56,9 +74,12 @@ class IngestTests(ClientCase):
             "verified": True,
         }
 
-    def test_an_empty_file_is_stored_too(self) -> None:
-        server = Server((honest,))
-        assert "Stored 0 bytes" in self.call(server, "ingest", self.file(b"")).text
+    def test_an_empty_file_is_sent_and_said_to_leave_none(self) -> None:
+        receipt = f"OK 0 {sha256().hexdigest()} 0\n".encode()
+        server, empty = Server((saying(receipt),)), self.file(b"")
+        ended = self.call(server, "ingest", empty)
+        said = f"Stored 0 bytes of {empty}: an empty stream makes no file there\n"
+        assert ended == Ended(0, said.encode(), "")
         assert server.over() == [b""]
 
     def test_a_live_pipe_is_passed_on_at_once_and_a_refusal_ends_the_waiting(self) -> None:
@@ -172,12 +193,9 @@ class IngestTests(ClientCase):
         server.over()
 
     def test_a_file_that_cannot_be_read_is_named_before_anybody_is_called(self) -> None:
-        for path, reason in (
-            (self.folder / "none", "No such file or directory"),
-            (self.folder, "Is a directory"),
-        ):
-            ended = self.run_client("ingest", path, "--port", 1)
-            assert ended == Ended(1, b"", f"Error: cannot read {path}: {reason}\n")
+        there, path = self.file(b"x"), self.folder / "none"
+        ended = self.run_client("ingest", there, path, "--port", 1)
+        assert ended == Ended(1, b"", f"Error: cannot read {path}: No such file or directory\n")
 
     def test_a_file_that_breaks_off_is_a_failure(self) -> None:
         class Failing(io.BytesIO):
@@ -186,12 +204,11 @@ class IngestTests(ClientCase):
                     raise OSError(errno.EIO, os.strerror(errno.EIO))
                 return super().read1(5)
 
-        for command, closed in (("ingest", b"hello"), ("put", b"helloRESET")):
-            server = Server((everything,))
-            with patch("builtins.open", return_value=Failing(b"hello world")):
-                ended = self.call(server, command, "disk")
-            assert ended == Ended(1, b"", "Error: cannot read disk: Input/output error\n")
-            assert server.over() == [closed]
+        server, disk = Server((everything,)), self.file(b"")
+        with patch("builtins.open", return_value=Failing(b"hello world")):
+            ended = self.call(server, "ingest", disk)
+        assert ended == Ended(1, b"", f"Error: cannot read {disk}: Input/output error\n")
+        assert server.over() == [b"helloRESET"]  # else it would look whole
 
     def test_a_terminal_sees_progress(self) -> None:
         server = Server((honest,))
@@ -227,3 +244,213 @@ class IngestTests(ClientCase):
         found = re.search(r"VmHWM:\s+(\d+) kB", peak)
         assert found
         assert int(found[1]) < 80 << 10
+
+
+class ManyTests(ClientCase):
+    """Several files in one command."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        folder = TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.tree = Path(folder.name).resolve()
+        self.contents = {"a.log": b"first\n", "b/c.log": bytes(200_000), "b/d/e.log": b"last\n"}
+        for name, data in self.contents.items():
+            path = self.tree / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+
+    def told(self, text: str) -> dict[str, str]:
+        """What was said of each file, by its path in the tree."""
+        found = re.findall(r"^Stored (.*) of (\S+) in (.*)\nsha256 (.*)$", text, re.MULTILINE)
+        return {
+            str(Path(name).relative_to(self.tree)): f"{size}, {parts}, {digest}"
+            for size, name, parts, digest in found
+        }
+
+    def test_a_folder_stands_for_all_files_below_it_and_each_is_a_stream_of_its_own(self) -> None:
+        server, alone = Server((honest,) * 4), self.file(b"alone")
+        ended = self.call(server, "ingest", alone, self.tree)
+        assert sorted(server.over()) == sorted([b"alone", *self.contents.values()])
+        assert ended.status == 0
+        assert f"Stored 5 bytes of {alone} in 1 part\n" in ended.text
+        assert self.told(ended.text.replace(alone, f"{self.tree}/alone")) == {
+            name: f"{len(data):,} bytes, 1 part, {sha256(data).hexdigest()} (the server's too)"
+            for name, data in {"alone": b"alone", **self.contents}.items()
+        }
+        assert re.fullmatch(r"4 files, 200,016 bytes in \d+\.\d s: [\d,.]+ MB/s\n", ended.err)
+
+    def test_what_is_no_file_in_a_folder_is_left_out_and_named(self) -> None:
+        os.mkfifo(self.tree / "pipe")
+        (self.tree / "gone").symlink_to(self.tree / "nowhere")
+        server = Server((honest,) * 3)
+        ended = self.call(server, "ingest", self.tree)
+        assert (ended.status, len(server.over())) == (0, 3)
+        for name in ("gone", "pipe"):
+            assert f"Skipped {self.tree / name}: not a regular file\n" in ended.err
+
+    def test_a_folder_without_files_or_that_cannot_be_read_is_a_failure(self) -> None:
+        with TemporaryDirectory() as empty:
+            ended = self.run_client("ingest", empty, "--port", 1)
+            assert ended == Ended(1, b"", f"Error: no files in {empty}\n")
+            locked = PermissionError(errno.EACCES, os.strerror(errno.EACCES), empty)
+            with patch("os.scandir", side_effect=locked):
+                ended = self.run_client("ingest", empty, "--port", 1)
+            assert ended == Ended(1, b"", f"Error: cannot read {empty}: Permission denied\n")
+
+    def test_a_receipt_that_differs_is_a_failure_and_the_others_are_stored(self) -> None:
+        def short(peer: socket.socket) -> bytes:
+            heard = everything(peer)
+            digest = sha256(heard).hexdigest()
+            less = len(heard) - (heard == b"last\n")
+            peer.sendall(f"OK {less} {digest} 1\n".encode())
+            return heard
+
+        server = Server((short,) * 3)
+        ended = self.call(server, "ingest", self.tree)
+        assert len(server.over()) == 3
+        assert ended.status == 1
+        assert sorted(self.told(ended.text)) == ["a.log", "b/c.log"]
+        assert ended.err == (
+            f"Error: {self.tree}/b/d/e.log: the receipt differs: 5 bytes were sent, 4 were stored\n"
+            "Error: 1 of 3 files not stored\n"
+        )
+
+    def test_scripts_get_an_object_for_each_stream(self) -> None:
+        def picky(peer: socket.socket) -> bytes:
+            heard = everything(peer)
+            digest = sha256(heard).hexdigest()
+            good = f"OK {len(heard)} {digest} 1\n".encode()
+            peer.sendall(b"ERR busy\n" if heard == b"first\n" else good)
+            return heard
+
+        server = Server((picky,) * 3)
+        ended = self.call(server, "ingest", "--json", self.tree)
+        server.over()
+        assert ended.status == 1
+        stored = {one["file"]: one for one in map(json.loads, ended.text.splitlines())}
+        assert sorted(stored) == [f"{self.tree}/b/c.log", f"{self.tree}/b/d/e.log"]
+        assert stored[f"{self.tree}/b/c.log"]["bytes"] == 200_000
+        refused, summary = map(json.loads, ended.err.splitlines())
+        assert (refused["file"], refused["status"]) == (f"{self.tree}/a.log", 1)
+        assert "busy" in refused["error"]
+        assert summary == {"error": "1 of 3 files not stored", "status": 1}
+
+    def test_where_nobody_listens_no_more_is_tried(self) -> None:
+        tried: list[object] = []
+
+        def refuse(*args: object) -> socket.socket:
+            tried.append(args)
+            raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+
+        with patch("socket.create_connection", refuse):
+            ended = self.run_client("ingest", "--streams", 1, self.tree, "--port", 5)
+        assert ended.status == 69
+        assert len(tried) == 1
+        assert "a.log: nobody listens at 127.0.0.1:5: Connection refused\n" in ended.err
+        assert ended.err.endswith("Error: 3 of 3 files not stored\n")
+
+    def test_as_many_go_at_once_as_were_asked_for_and_no_more(self) -> None:
+        for number in range(5):
+            (self.tree / f"{number}").write_bytes(b"%d" % number)
+        now, most, lock = 0, 0, threading.Lock()
+        company = threading.Barrier(2)
+
+        def together(peer: socket.socket) -> None:
+            nonlocal now, most
+            with lock:
+                now += 1
+                most = max(most, now)
+            company.wait(10)  # one that is alone never passes
+            with lock:
+                now -= 1
+            honest(peer)
+
+        port = self.serve(together, 8)
+        ended = self.run_client("ingest", "--streams", 2, self.tree, "--port", port)
+        assert ended.status == 0, ended.err
+        assert most == 2
+
+    def serve(self, script: Script, peers: int) -> int:
+        """Play it to so many peers at once; the port."""
+        listener = socket.create_server(("127.0.0.1", 0))
+        listener.settimeout(10)
+
+        def play(peer: socket.socket) -> None:
+            peer.settimeout(10)
+            with peer:
+                script(peer)
+
+        def accept() -> None:
+            threads = []
+            with listener:
+                for _ in range(peers):
+                    threads.append(threading.Thread(target=play, args=(listener.accept()[0],)))
+                    threads[-1].start()
+            for thread in threads:
+                thread.join()
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        self.addCleanup(thread.join, 10)
+        port: int = listener.getsockname()[1]
+        return port
+
+    def test_standard_input_cannot_be_sent_twice(self) -> None:
+        assert "can be sent once" in self.run_client("ingest", "-", "-", typed=b"x").err
+
+    def test_a_terminal_sees_the_results_after_the_bar(self) -> None:
+        server = Server((honest,) * 3)
+        shown = self.on_terminal("ingest", "--port", server.port, self.tree)
+        server.over()
+        assert shown.status == 0
+        assert b"ingest 3 files" in shown.out
+        plain = re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", shown.out.decode())
+        assert len(self.told(plain.replace("\r", "\n").replace("\n\n", "\n"))) == 3
+
+    def test_ctrl_c_waits_for_no_server_and_leaves_no_stream_that_looks_whole(self) -> None:
+        begun, over = threading.Barrier(3), threading.Event()
+        ends: list[bytes] = []
+
+        def slow(peer: socket.socket) -> None:
+            heard = peer.recv(10)
+            begun.wait(10)
+            over.wait(10)
+            ends.append((heard + everything(peer))[-5:])
+
+        for name in ("one", "two"):
+            (self.tree / name).write_bytes(bytes(20_000_000))
+        process = self.start(
+            "ingest", self.tree / "one", self.tree / "two", "--port", self.serve(slow, 2)
+        )
+        begun.wait(10)
+        process.send_signal(signal.SIGINT)
+        ended = self.ended(process)
+        assert (ended.status, ended.out, ended.err.strip()) == (130, b"", "Interrupted")
+        over.set()
+        self.doCleanups()
+        assert ends == [b"RESET", b"RESET"]
+
+    def test_a_fault_of_ours_in_a_stream_is_no_silence(self) -> None:
+        port = self.serve(everything, 3)
+        with (
+            patch("client.ingest.pour", side_effect=ZeroDivisionError),
+            pytest.raises(ZeroDivisionError),
+        ):
+            self.run_client("ingest", self.tree, "--port", port)
+
+
+class BesideTests(SynchronousTestCase):
+    def test_small_and_large_pieces_make_the_digest_of_all_of_them_in_order(self) -> None:
+        pieces = [b"a", bytes(100_000), b"b" * 70_000, b"c", b"", b"d" * 65_536] * 5
+        with Beside() as digest:
+            for piece in pieces:
+                digest.update(piece)
+            assert digest.hexdigest() == sha256(b"".join(pieces)).hexdigest()
+
+    def test_its_thread_ends_with_it_also_where_nobody_asks_for_the_digest(self) -> None:
+        before = threading.active_count()
+        with Beside() as digest:
+            digest.update(bytes(100_000))
+            assert threading.active_count() == before + 1
+        assert threading.active_count() == before
