@@ -4,31 +4,71 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
-COMPARISONS = {"echo": "loadtest.compare.echo"}  # imported when used
+COMPARISONS = {  # imported when used
+    "echo": "loadtest.compare.echo",
+    "ingest": "loadtest.compare.ingest",
+    "handshake": "loadtest.compare.handshake",
+    "relay": "loadtest.compare.relay",
+    "chat": "loadtest.compare.chat",
+}
+ALL = "all"
 INTERRUPTED = 130
 
 
+def finders() -> dict[str, Callable[[], Any]]:
+    """How to come by each comparison; nothing is imported yet."""
+
+    def find(module: str) -> Any:
+        return import_module(module).COMPARISON
+
+    return {name: partial(find, module) for name, module in COMPARISONS.items()}
+
+
 class Comparisons(click.Group):
-    """A command for each comparison."""
+    """A command for each comparison, and one for all."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*COMPARISONS]
+        return [*COMPARISONS, ALL]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name == ALL:
+            from loadtest.compare import every
+
+            return every.command(finders())
         if name not in COMPARISONS:
             return None
         from loadtest.compare.command import command
 
-        return command(import_module(COMPARISONS[name]).COMPARISON)
+        return command(finders()[name]())
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Commands(click.Group):
+    """What is registered here, and what is imported when it is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), "guard", "report"]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name == "guard":
+            from loadtest import guard
+
+            return guard.command(finders())
+        if name == "report":
+            from loadtest.report import report
+
+            return report
+        return super().get_command(ctx, name)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
     """Load tests that anyone can repeat.
 
@@ -38,6 +78,9 @@ def cli() -> None:
     Examples:
       python -m loadtest compare echo --quick
       python -m loadtest compare echo -h
+      python -m loadtest compare all
+      python -m loadtest guard
+      python -m loadtest report 51
     """
 
 
