@@ -213,7 +213,7 @@ def _bind(sock: socket.socket, address: tuple[str, int]) -> None:
             sock.listen(1)
             return
         except OSError as error:
-            held = error.errno == errno.EADDRINUSE and _ephemeral(address[1])
+            held = error.errno == errno.EADDRINUSE and ephemeral(address[1])
             if not held or holder(address[1], connections()).listens or time.monotonic() > until:
                 raise
         time.sleep(RETRY_EVERY)
@@ -298,7 +298,7 @@ def holder(port: int, among: Sequence[Any]) -> Holder:
     return Holder.NOBODY
 
 
-def _ephemeral(port: int) -> bool:
+def ephemeral(port: int) -> bool:
     try:
         low, high = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
     except (OSError, ValueError):
@@ -308,14 +308,14 @@ def _ephemeral(port: int) -> bool:
 
 def _explain(listen: Listen, endpoint: str, error: Exception, among: Sequence[Any]) -> str:
     """One line: which service, what is the matter, what would help and where."""
-    port = _port_of(endpoint)
+    port = port_of(endpoint)
     remedy = (
         f"{listen.where}: [{listen.service}] {listen.key} moves it, ENABLED = no switches it off"
     )
     number = getattr(error, "errno", None)
     if number == errno.EADDRINUSE and port is not None:
         who = holder(port, among)
-        if who.listens or not _ephemeral(port):
+        if who.listens or not ephemeral(port):
             by = f" by {who.who}" if who.who else ""
             if port == 5000 and sys.platform == "darwin":
                 by = " by AirPlay (System Settings, General, AirDrop & Handoff)"
@@ -341,7 +341,7 @@ def _explain(listen: Listen, endpoint: str, error: Exception, among: Sequence[An
     return f"{listen.service}: {endpoint} {what} ({remedy})"
 
 
-def _port_of(endpoint: str) -> int | None:
+def port_of(endpoint: str) -> int | None:
     kind, _, rest = endpoint.removeprefix(wrappers.PROXY).partition(":")
     first = rest.partition(":")[0].removeprefix("port=")
     return int(first) if kind in ("tcp", "tcp6", *wrappers.TLS) and first.isdecimal() else None

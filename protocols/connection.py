@@ -8,8 +8,8 @@ How a connection ends (WIRE, every service)
              so that the kernel has no reason to reset the answer away, until the peer's own FIN
              or LINGER seconds or LINGER_BYTES later
     abort    RST, at once; unsent bytes are lost
-Outcomes of its own: left (the peer's FIN), reset, silent, drained, cut (grace was over), failed
-(an exception of ours; its traceback is in the log).
+Outcomes of its own: left (the peer's FIN), reset, silent, drained, cut (grace was over), refused
+(too many connections), failed (an exception of ours; its traceback is in the log).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from typing import ClassVar
+from typing import Protocol as Promise
 
 from attrs import define, field
 from twisted.internet.defer import Deferred, gatherResults, succeed
@@ -59,6 +60,7 @@ class Connection(Protocol):
 
     ORDINARY: ClassVar[frozenset[str]] = frozenset({"left"})
     PACED: ClassVar[bool] = True
+    COUNTED: ClassVar[bool] = True  # by the gate
 
     live: Live
     transport: IPeer = field(init=False)
@@ -129,6 +131,9 @@ class Connection(Protocol):
     def stopProducing(self) -> None:
         """The transport is gone; connectionLost says so."""
 
+    def returned(self) -> None:
+        """An intake has our transport no more (`protocols.stores.Source`)."""
+
     def connectionMade(self) -> None:
         self.live.add(self)
         if self.PACED:
@@ -183,6 +188,38 @@ class Connection(Protocol):
 
 
 @define(eq=False, repr=False)
+class TurnedAway(Connection):
+    """One too many: hears why where the wire has a word for it, else it is reset.
+
+    As many as MOST may linger until they have read it.
+    """
+
+    ORDINARY: ClassVar[frozenset[str]] = frozenset({"refused"})  # the gate logs them, summed up
+    COUNTED: ClassVar[bool] = False
+    MOST: ClassVar[int] = 64
+
+    word: bytes
+
+    def opened(self) -> None:
+        if self.word and self.live.lingering < self.MOST:
+            self.transport.write(self.word)
+            self.close("refused")
+        else:
+            self.abort("refused")
+
+
+class Gate(Promise):
+    """Who may connect: how many in all, and from one address."""
+
+    def full(self, address: IAddress) -> bool:
+        """Whether there are too many to let in another one from there. Logs what it refuses."""
+
+    def enter(self, address: IAddress) -> None: ...
+
+    def leave(self, address: IAddress) -> None: ...
+
+
+@define(eq=False, repr=False)
 class Live:
     """The open connections of one port, how each ended, and the beat that finds the silent.
 
@@ -195,6 +232,7 @@ class Live:
     name: str
     clock: IReactorTime
     idle: float = 0.0
+    gate: Gate | None = field(default=None, init=False)
     outcomes: Counter[str] = field(factory=Counter, init=False)
     _open: set[Connection] = field(factory=set, init=False)
     _pulse: IDelayedCall | None = field(default=None, init=False)
@@ -205,8 +243,15 @@ class Live:
     def __len__(self) -> int:
         return len(self._open)
 
+    @property
+    def lingering(self) -> int:
+        """Connections that we have ended, and whose peers have not."""
+        return len(self._lingering)
+
     def add(self, connection: Connection) -> None:
         self._open.add(connection)
+        if self.gate is not None and connection.COUNTED:
+            self.gate.enter(connection.transport.getPeer())
         if self._pulse is None and self.idle:
             self._pulse = self.clock.callLater(self.idle / self.BEATS, self._tick)
 
@@ -222,6 +267,8 @@ class Live:
         """It is gone. Count how it ended; say so if that is not the ordinary way."""
         self._open.discard(connection)
         self._lingering.pop(connection, None)
+        if self.gate is not None and connection.COUNTED:
+            self.gate.leave(connection.transport.getPeer())
         self.outcomes[connection.outcome] += 1
         if connection.outcome not in connection.ORDINARY:
             log.info(
@@ -295,15 +342,22 @@ class Live:
 
 @define(eq=False, repr=False)
 class LiveFactory(Factory[Connection]):
-    """Builds connections and knows the live ones."""
+    """Builds connections and knows the live ones.
+
+    busy: what one too many is told; without it, it is reset.
+    """
 
     noisy = False
 
     live: Live
     make: Callable[[Live], Connection]
+    busy: bytes = field(default=b"", init=False)
     _older: list[Live] = field(factory=list, init=False)  # with connections from before a reload
 
     def buildProtocol(self, addr: IAddress | None) -> Connection:
+        gate = self.live.gate
+        if gate is not None and addr is not None and gate.full(addr):
+            return TurnedAway(self.live, self.busy)
         return self.make(self.live)
 
     def adopt(self, fresh: LiveFactory) -> None:
@@ -311,7 +365,7 @@ class LiveFactory(Factory[Connection]):
         self.make = fresh.make
         if fresh.live.idle != self.live.idle:
             self._older = [live for live in (*self._older, self.live) if live]
-            fresh.live.outcomes = self.live.outcomes
+            fresh.live.outcomes, fresh.live.gate = self.live.outcomes, self.live.gate
             self.live = fresh.live
 
     async def drain(self, grace: float) -> None:

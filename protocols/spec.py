@@ -30,6 +30,7 @@ class Port:
     resets: SO_LINGER {1, 0} holds from the accept on, so that a killed daemon resets the peer
     instead of seeming to have finished (WIRE: where FIN alone is the answer).
     broadcasts: whoever waits in its backlog is accepted before a broadcast goes out.
+    busy: what one connection too many is told; without it, it is reset.
     secondary: where it is taken and config.cfg does not name it, the daemon starts without it.
     """
 
@@ -38,6 +39,7 @@ class Port:
     resets: bool = False
     broadcasts: bool = False
     secondary: bool = False
+    busy: bytes = b""
 
     @property
     def listen_key(self) -> str:

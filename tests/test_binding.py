@@ -178,7 +178,7 @@ class RefusalTests(BindingCase):
     def test_an_outgoing_connection_on_the_port_is_waited_for_and_then_explained(self) -> None:
         self.patch(binding, "RETRY", 0.1)
         self.patch(binding, "RETRY_EVERY", 0.02)
-        self.patch(binding, "_ephemeral", lambda port: True)
+        self.patch(binding, "ephemeral", lambda port: True)
         target = self.listening()
         with socket.create_connection(("127.0.0.1", target), 5) as outgoing:
             port = outgoing.getsockname()[1]
@@ -188,7 +188,7 @@ class RefusalTests(BindingCase):
 
     def test_a_port_that_becomes_free_while_we_wait_is_taken(self) -> None:
         self.patch(binding, "RETRY_EVERY", 0.02)
-        self.patch(binding, "_ephemeral", lambda port: True)
+        self.patch(binding, "ephemeral", lambda port: True)
         target = self.listening()
         outgoing = socket.create_connection(("127.0.0.1", target), 5)
         port = outgoing.getsockname()[1]
@@ -259,7 +259,7 @@ class RefusalTests(BindingCase):
             raise FileNotFoundError
 
         self.patch(Path, "read_text", missing)
-        assert not binding._ephemeral(60060)
+        assert not binding.ephemeral(60060)
 
     def test_only_listening_sockets_can_be_claimed(self) -> None:
         with pytest.raises(NotImplementedError):
