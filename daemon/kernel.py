@@ -13,6 +13,7 @@ import socket
 import struct
 import sys
 import termios
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any, ClassVar
 
@@ -76,6 +77,10 @@ class Sockets:
         linger = _RESET_ON_CLOSE if on else _FIN_ON_CLOSE
         with suppress(OSError):  # macOS: the peer is gone, so there is nothing left to tell it
             _handle(transport).setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+
+    def names(self) -> Collection[str]:
+        name = socket.gethostname().lower()
+        return {name, name.partition(".")[0]}
 
 
 def _handle(transport: Any) -> Any:

@@ -12,14 +12,20 @@ Errors, one line, then FIN
                                                 DROP_BYTES or DROP seconds more of its stream
     ERR idle stored=<n>                         nothing came for IDLE_TIMEOUT seconds (0 = off)
     ERR stopping stored=<n>                     the daemon ends, and 3/4 of its grace were over
-A peer that sent nothing gets no line from these last two: we never speak first.
+    ERR stream too long stored=<n>              more than MAX_STREAM bytes came; told like the first
+    ERR busy                                    one connection too many: nothing was read
+A peer that sent nothing gets no line from `idle` and `stopping`: we never speak first.
 
 RECEIPT = off
     Nothing is ever sent. Our FIN means that all is kept; every error, also a killed daemon,
     resets the peer.
 
+Past its first LENT bytes a stream is read by a thread, straight from its socket (not so under TLS
+or a PROXY header); the reactor hears how it ended.
+
 Outcomes
-    whole, left (nothing was sent), reset, silent, drained, failed (the detail says why), cut
+    whole, left (nothing was sent), reset, silent, drained, overlong, failed (the detail says why),
+    cut; the manifest of a series has the same
 
 Source: "TCP Server Log" (port 8080, MAX_FILE_SIZE, FILE_PREFIX, the names). The receipt, the
 unique part of the names and what follows the limit exactly are ours: the seed overfills a part.
@@ -39,12 +45,13 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from protocols.connection import Connection, Live, LiveFactory, spoken
-from protocols.options import choice, duration, file_prefix, flag, option, size
+from protocols.options import choice, command, duration, file_prefix, flag, option, size
 from protocols.spec import Context, Port, Spec
-from protocols.stores import Intake, Kernel, Landing, Receipt, Series, StoreError
+from protocols.stores import Kernel, Landed, Landing, Receipt, Series, StoreError
 
 log = Logger()
 
+LENT = 64 << 10  # bytes
 DROP = 5.0  # seconds
 DROP_BYTES = 64 << 20
 
@@ -57,12 +64,33 @@ class Options:
     checksum: str = option("sha256", choice("sha256", "none"), "what the receipt proves it by")
     idle_timeout: float = option(0.0, duration, "seconds of silence that end a stream; 0: none do")
     buffer_size: int = option(
-        64 << 10, partial(size, least=1 << 10, most=16 << 20), "most bytes of one read"
+        1 << 20, partial(size, least=1 << 10, most=16 << 20), "most bytes of one read"
+    )
+    max_stream: int = option(0, size, "most bytes of one connection; 0: any number")
+    rotate_seconds: float = option(
+        0.0, duration, "seconds after which a file is closed, however short; 0: none is"
+    )
+    quota: int = option(0, size, "most bytes of all files; 0: any number")
+    quota_policy: str = option(
+        "refuse", choice("refuse", "oldest"), "what a full quota does: refuse, or delete the oldest"
+    )
+    min_free: int = option(256 << 20, size, "bytes that stay free on the disk")
+    on_complete: tuple[str, ...] = option(
+        (), command, "program run for each series, its manifest as last argument"
     )
 
     @property
     def series(self) -> Series:
-        return Series(self.file_prefix, self.max_file_size, self.checksum == "sha256")
+        return Series(
+            self.file_prefix,
+            self.max_file_size,
+            self.checksum == "sha256",
+            self.rotate_seconds,
+            self.min_free,
+            self.quota,
+            self.quota_policy == "oldest",
+            self.buffer_size,
+        )
 
 
 @define(eq=False, repr=False)
@@ -75,8 +103,11 @@ class Ingest(Connection):
     landing: Landing
     kernel: Kernel
     options: Options
-    _intake: Intake[Receipt] | None = field(default=None, init=False)
-    _size: int = field(default=0, init=False)
+    _intake: Landed | None = field(default=None, init=False)
+    _lent: bool = field(default=False, init=False)
+    _unlendable: bool = field(default=False, init=False)
+    _seen: int = field(default=0, init=False)  # bytes of the stream at the last look
+    _still: int = field(default=0, init=False)  # looks since then
     _over: bool = field(default=False, init=False)  # the intake was asked to commit
     _held: bool = field(default=False, init=False)  # it has paused us
     _broken: StoreError | None = field(default=None, init=False)
@@ -86,7 +117,7 @@ class Ingest(Connection):
     def opened(self) -> None:
         transport: Any = self.transport
         if hasattr(transport, "bufferSize"):
-            transport.bufferSize = self.options.buffer_size
+            transport.bufferSize = min(LENT, self.options.buffer_size)
         if not self.options.receipt:
             self.kernel.reset_on_close(self.transport, True)
 
@@ -96,10 +127,7 @@ class Ingest(Connection):
             if self._discarded > DROP_BYTES:
                 self._enough()
         elif not self._over:
-            if self._intake is None:
-                self._intake = self.landing.open(self.options.series, self)
-            self._size += len(data)
-            self._intake.write(data)
+            self._take(data)
 
     def finished(self) -> None:
         if self._broken is not None:
@@ -112,7 +140,12 @@ class Ingest(Connection):
 
     def silent(self) -> None:
         # Who is held back by a slow disk is not silent.
-        if self.options.idle_timeout and not self._held and self._broken is None:
+        if not self.options.idle_timeout or self._held or self._broken is not None:
+            return
+        self._still += 1
+        if self._lent and self._size != self._seen:  # a thread heard of it
+            self._seen, self._still = self._size, 0
+        elif not self._lent or self._still > self.live.BEATS:
             self._stop("silent", "idle")
 
     def drain(self, grace: float) -> None:
@@ -121,6 +154,28 @@ class Ingest(Connection):
         elif not self._over:
             self._forget_deadline()
             self._deadline = self.live.clock.callLater(grace * 0.75, self._enough)
+
+    @property
+    def _size(self) -> int:
+        return 0 if self._intake is None else self._intake.size
+
+    def _take(self, data: bytes) -> None:
+        if self._intake is None:
+            peer = spoken(self.transport.getPeer())
+            self._intake = self.landing.open(self.options.series, self, peer)
+        most = self.options.max_stream
+        if most and self._size + len(data) > most:
+            self._intake.write(data[: most - self._size])
+            self._overlong(self._intake)
+            return
+        self._intake.write(data)
+        if self._size >= LENT and not self._unlendable:
+            self._lent = self._intake.lend(self.transport, most - self._size if most else None)
+            self._unlendable = not self._lent
+
+    def returned(self) -> None:
+        self._lent = False
+        self._seen, self._still, self.quiet = self._size, 0, 0
 
     def pauseProducing(self) -> None:
         self._held = True
@@ -135,7 +190,7 @@ class Ingest(Connection):
         if self.closing:
             return
         self._broken = why
-        if not self.options.receipt:
+        if self.ended or not self.options.receipt:
             self._enough()
         elif self._deadline is None:
             self._deadline = self.live.clock.callLater(DROP, self._enough)
@@ -148,12 +203,13 @@ class Ingest(Connection):
     def closed(self, reason: Failure) -> None:
         self._forget_deadline()
         if self._intake is not None and not self._over and self._broken is None:
-            self._commit(self._intake).addErrback(self._fail)
+            self._commit(self._intake, self.outcome).addErrback(self._fail)
 
     def _enough(self) -> None:
         """No more of this stream: the storage is broken, or the daemon ends."""
         if self._broken is not None:
-            self._refuse("failed", self._broken.reason, self._broken.stored)
+            outcome = "overlong" if self._over else "failed"
+            self._refuse(outcome, self._broken.reason, self._broken.stored)
         else:
             self._stop("drained", "stopping")
 
@@ -163,14 +219,20 @@ class Ingest(Connection):
             self._refuse(outcome)
         elif not self._over:
             self.transport.pauseProducing()
-            self._commit(self._intake).addCallbacks(
+            self._commit(self._intake, outcome).addCallbacks(
                 lambda receipt: self._refuse(outcome, reason, receipt.size), self._fail
             )
 
-    def _commit(self, intake: Intake[Receipt]) -> Deferred[Receipt]:
+    def _overlong(self, intake: Landed) -> None:
+        """What came up to the limit is kept; the rest is dropped as if storing had failed."""
+        self._commit(intake, "overlong").addCallbacks(
+            lambda receipt: self.broken(StoreError("stream too long", receipt.size)), self._fail
+        )
+
+    def _commit(self, intake: Landed, outcome: str = "whole") -> Deferred[Receipt]:
         self._over = True
         self._forget_deadline()
-        return intake.commit()
+        return intake.commit(outcome)
 
     def _answer(self, receipt: Receipt, outcome: str = "whole") -> None:
         if self.closing:
@@ -218,6 +280,7 @@ class Ingest(Connection):
 def build(context: Context) -> dict[str, LiveFactory]:
     options: Options = context.options
     landing, kernel = context.stores.landing, context.kernel
+    landing.on_complete(options.on_complete)
     return {
         "PORT": LiveFactory(
             Live("ingest", context.clock, options.idle_timeout),
@@ -228,7 +291,7 @@ def build(context: Context) -> dict[str, LiveFactory]:
 
 SPEC = Spec(
     name="ingest",
-    ports=(Port("PORT", 8080),),
+    ports=(Port("PORT", 8080, busy=b"ERR busy\n"),),
     build=build,
     options=Options,
     stores={"landing"},

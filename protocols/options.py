@@ -9,6 +9,7 @@ with what would be right.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ _N = TypeVar("_N", int, float)
 
 KIND = "kind"
 MEANS = "means"
+EACH = "each"
 
 _SIZES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12} | {
     unit: 1 << shift
@@ -31,6 +33,39 @@ _AMOUNT = re.compile(r"\s*([0-9]{1,30}(?:\.[0-9]{1,30})?)\s*([A-Za-z]*)\s*", re.
 def option(default: Any, kind: Callable[[str], Any], means: str) -> Any:
     """One key of a section; `means` is the line that explains it to an operator."""
     return attrs.field(default=default, metadata={KIND: kind, MEANS: means})
+
+
+def each(kind: Callable[[str], Any], means: str) -> Any:
+    """A key for each of something: the field `token` is TOKEN_<name>; its value a dict by name."""
+    return attrs.field(factory=dict, metadata={KIND: kind, MEANS: means, EACH: True})
+
+
+@attrs.frozen(repr=False)
+class Secret:
+    """What nobody else may read, in a log or anywhere."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return "(hidden)"
+
+    __str__ = __repr__
+
+
+def secret(text: str) -> Secret:
+    """A secret of 8 to 256 printable ASCII characters without blanks. Errors do not repeat it."""
+    if not re.fullmatch(r"[!-~]{8,256}", text):
+        raise ValueError("a secret has 8 to 256 printable ASCII characters and no blanks")
+    return Secret(text)
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Host names in lower case: `files.example.org, files`."""
+    found = tuple(name.strip().lower() for name in text.split(",") if name.strip())
+    for name in found:
+        if not re.fullmatch(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*", name):
+            raise ValueError(f"{name!r} is not the name of a host")
+    return found
 
 
 def size(text: str, least: int = 0, most: int = 1 << 50) -> int:
@@ -83,6 +118,35 @@ def file_prefix(text: str) -> str:
     if len(text.encode()) > 100:
         raise ValueError(f"{text[:20]!r}... is longer than 100 bytes")
     return text
+
+
+def command(text: str) -> tuple[str, ...]:
+    """A program and its arguments, quoted as for a shell; none runs it. Empty: no command."""
+    if not text.isprintable():
+        raise ValueError(f"{text!r} is not a command: it has a line break or control character")
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as why:
+        raise ValueError(f"{text!r} is not a command: {str(why).lower()}") from None
+
+
+@attrs.frozen
+class Retention:
+    """How much of something stays: what is younger than `seconds`, the newest `most`; 0: all."""
+
+    seconds: float = 0.0
+    most: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.seconds:g} s" if self.seconds else f"{self.most}"
+
+
+def retention(text: str) -> Retention:
+    """A number of them, or a time with its unit: `1000000`, `30d`; 0: all stay."""
+    number, unit = _amount(text, _TIMES, "a number of messages, or a time such as 12h or 30d")
+    if unit:
+        return Retention(seconds=_within(number * _TIMES[unit], 1.0, 3650 * 86400.0, "seconds"))
+    return Retention(most=count(text))
 
 
 def _amount(text: str, units: dict[str, Any], right: str) -> tuple[float, str]:

@@ -11,11 +11,12 @@ import pytest
 from attrs import define, field
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from daemon.stores.crew import Crew, QueuedIntake
+from daemon.stores.crew import Crew, QueuedIntake, Sink
 from protocols.stores import StoreError
 
 
@@ -48,7 +49,7 @@ class ByHand(Crew):
 
 
 @define(eq=False)
-class Pail:
+class Pail(Sink[str]):
     """A sink that keeps everything, or fails where it is told to."""
 
     fails: dict[str, Exception] = field(factory=dict)
@@ -60,7 +61,7 @@ class Pail:
         if what in self.fails:
             raise self.fails[what]
 
-    def write(self, chunks: list[bytes]) -> None:
+    def write(self, chunks: Any) -> None:
         self.turns.append(chunks)
         self._ask("write")
 
@@ -91,13 +92,17 @@ class Feeder:
         self.told.append("broken")
         self.why = why
 
+    def returned(self) -> None:
+        self.told.append("returned")
+
 
 FULL = OSError(errno.ENOSPC, "no space left", "/secret")
 
 
 class IntakeTests(SynchronousTestCase):
     def intake(self, **fails: Exception) -> QueuedIntake[str]:
-        self.crew, self.pail, self.feeder = ByHand(None), Pail(fails), Feeder()
+        self.clock = Clock()
+        self.crew, self.pail, self.feeder = ByHand(self.clock), Pail(fails), Feeder()
         return QueuedIntake(self.pail, self.feeder, self.crew, high=100)
 
     def test_what_waits_goes_in_one_turn_and_one_thread_at_a_time(self) -> None:
@@ -219,6 +224,87 @@ class IntakeTests(SynchronousTestCase):
         intake.abort()
         assert self.crew.tasks == []
         assert self.pail.asked == ["commit"]
+
+    def patient(self, **fails: Exception) -> QueuedIntake[str]:
+        intake = self.intake(**fails)
+        self.patch(Pail, "PATIENCE", 5.0)
+        return intake
+
+    def test_trouble_that_passes_pauses_the_source_for_a_while_and_costs_nothing(self) -> None:
+        intake = self.patient(write=FULL)
+        intake.write(b"a")
+        self.crew.does_all()
+        assert self.feeder.told == ["pause"]
+        assert self.crew.tasks == []
+        intake.write(b"b")
+        for _ in range(5):
+            self.clock.advance(0.5)
+            self.crew.does_all()
+        self.pail.fails.clear()
+        self.clock.advance(0.5)
+        self.crew.does_all()
+        assert self.feeder.told == ["pause", "resume"]
+        assert self.pail.turns == [[b"a"], [b"b"], *[[]] * 5]
+        kept = intake.commit()
+        self.crew.does_all()
+        assert self.successResultOf(kept) == "kept"
+
+    def test_trouble_that_stays_breaks_the_source_after_that_while(self) -> None:
+        intake = self.patient(write=FULL)
+        intake.write(b"a")
+        for _ in range(10):
+            self.crew.does_all()
+            assert self.feeder.why is None
+            self.clock.advance(0.5)
+        self.crew.does_all()
+        assert self.feeder.told == ["pause", "resume", "broken"]
+        assert self.clock.getDelayedCalls() == []
+
+    def test_a_commit_waits_for_trouble_to_pass_as_well(self) -> None:
+        intake = self.patient(commit=FULL)
+        kept = intake.commit()
+        self.crew.does_all()
+        self.assertNoResult(kept)
+        self.pail.fails.clear()
+        self.clock.advance(0.5)
+        self.crew.does_all()
+        assert self.successResultOf(kept) == "kept"
+
+    def test_trouble_that_no_one_can_end_is_not_waited_for(self) -> None:
+        intake = self.patient(write=OSError(errno.EIO, "no such sector"))
+        intake.write(b"a")
+        self.crew.does_all()
+        assert self.feeder.told == ["broken"]
+
+    def test_an_abort_does_not_wait_for_trouble_to_pass(self) -> None:
+        intake = self.patient(write=FULL)
+        intake.write(b"a")
+        self.crew.does_all()
+        intake.abort()
+        self.clock.advance(0.5)
+        self.crew.does_all()
+        assert self.pail.asked == ["write", "abort"]
+        assert self.crew.busy == 0
+
+    def test_trouble_of_many_streams_is_logged_once_in_a_while(self) -> None:
+        crew = ByHand(Clock())
+        with capturedLogs() as events:
+            for _ in range(100):
+                crew.complain(FULL)
+            crew.complain(OSError(errno.EIO, "no such sector"))
+            crew.reactor.advance(Crew.QUIET)
+            crew.complain(FULL)
+        assert [formatEvent(event) for event in events] == [
+            "storing failed: [Errno 28] no space left: '/secret'",
+            "storing failed: [Errno 5] no such sector",
+            "storing failed: [Errno 28] no space left: '/secret' (99 more such since)",
+        ]
+
+    def test_the_bytes_that_came_are_counted(self) -> None:
+        intake = self.intake()
+        intake.write(b"abc")
+        intake.write(b"de")
+        assert intake.size == 5
 
 
 class CrewTests(TestCase):

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from attrs import define, field, fields
+from attrs import define, evolve, field, fields
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint, connectProtocol
@@ -37,15 +37,28 @@ NOTHING = hashlib.sha256().hexdigest()
 class MemoryIntake:
     series: Series
     source: Source
+    peer: str
     stream: bytearray = field(factory=bytearray)
     asked: Deferred[Receipt] | None = None
+    outcome: str = ""
+    lendable: bool = False
+    lent: int | None = -1  # the most it may read; -1: nothing was lent
+
+    @property
+    def size(self) -> int:
+        return len(self.stream)
+
+    def lend(self, transport: Any, most: int | None = None) -> bool:
+        self.lent = most
+        return self.lendable
 
     def write(self, data: bytes) -> None:
         assert self.asked is None, "written to after the commit"
         self.stream += data
 
-    def commit(self) -> Deferred[Receipt]:
+    def commit(self, outcome: str = "whole") -> Deferred[Receipt]:
         assert self.asked is None, "committed twice"
+        self.outcome = outcome
         self.asked = Deferred()
         return self.asked
 
@@ -68,16 +81,20 @@ class MemoryIntake:
 @define(eq=False)
 class MemoryLanding:
     intakes: list[MemoryIntake] = field(factory=list)
+    command: Any = None
 
-    def open(self, series: Series, source: Source) -> MemoryIntake:
-        self.intakes.append(MemoryIntake(series, source))
+    def open(self, series: Series, source: Source, peer: str = "") -> MemoryIntake:
+        self.intakes.append(MemoryIntake(series, source, peer))
         return self.intakes[-1]
+
+    def on_complete(self, command: Any) -> None:
+        self.command = command
 
 
 class IngestCase(SynchronousTestCase):
     def house(self, **options: Any) -> House:
         self.landing = MemoryLanding()
-        stores = Stores(self.landing, *[None] * 3)  # type: ignore[arg-type]
+        stores = Stores(self.landing, *[None] * 4)  # type: ignore[arg-type]
         return House(SPEC, stores=stores, options=Options(**options))
 
     def peer(self, *chunks: bytes, **options: Any) -> Peer:
@@ -124,7 +141,7 @@ class StreamTests(IngestCase):
         ana = self.peer(file_prefix="mine", max_file_size=7)
         assert self.landing.intakes == []
         ana.says(b"\x00\n\xff")
-        assert self.intake.series == Series("mine", 7, True)
+        assert self.intake.series == evolve(Options().series, prefix="mine", max_part=7)
         assert self.intake.stream == b"\x00\n\xff"
 
     def test_a_fin_without_a_byte_is_an_empty_stream_and_makes_no_series(self) -> None:
@@ -155,8 +172,8 @@ class StreamTests(IngestCase):
         ana.says(b"a")
         ben.says(b"b")
         assert [i.series for i in self.landing.intakes] == [
-            Series("old", 10, True),
-            Series("new", 20, False),
+            evolve(Options().series, prefix="old", max_part=10),
+            evolve(Options().series, prefix="new", max_part=20, checksum=False),
         ]
 
     def test_reads_are_no_longer_than_the_buffer_size(self) -> None:
@@ -508,6 +525,12 @@ class OptionsTests(SynchronousTestCase):
             ("idle_timeout", "10 min", 600.0),
             ("buffer_size", "256 KiB", 1 << 18),
             ("file_prefix", "prefixo", "prefixo"),
+            ("max_stream", "1 GiB", 1 << 30),
+            ("rotate_seconds", "1h", 3600.0),
+            ("quota", "10 GB", 10**10),
+            ("quota_policy", "Oldest", "oldest"),
+            ("min_free", "1 GiB", 1 << 30),
+            ("on_complete", "/bin/cp -v 'a b'", ("/bin/cp", "-v", "a b")),
         ):
             assert self.read(key, text) == value
 
@@ -519,15 +542,32 @@ class OptionsTests(SynchronousTestCase):
             ("buffer_size", "1023"),
             ("buffer_size", "17 MiB"),
             ("file_prefix", "../up"),
+            ("quota_policy", "newest"),
         ):
             with pytest.raises(ValueError, match=text.split()[0].strip(".")):
                 self.read(key, text)
 
     def test_the_defaults_are_those_of_the_documentation(self) -> None:
-        assert Options() == Options(64 << 20, "data", True, "sha256", 0.0, 64 << 10)
+        assert Options() == Options(64 << 20, "data", True, "sha256", 0.0, 1 << 20)
         assert SPEC.ports[0].number == 8080
         assert SPEC.stores == {"landing"}
         assert SPEC.also_default
+        assert SPEC.ports[0].busy == b"ERR busy\n"
+
+    def test_the_limits_reach_the_storage(self) -> None:
+        options = Options(
+            rotate_seconds=60, quota=10**9, quota_policy="oldest", min_free=7, buffer_size=4096
+        )
+        series = options.series
+        assert (series.rotate, series.quota, series.oldest) == (60, 10**9, True)
+        assert (series.free, series.read) == (7, 4096)
+
+    def test_the_command_for_durable_series_follows_a_reload(self) -> None:
+        landing = MemoryLanding()
+        house = House(SPEC, stores=Stores(landing, *[None] * 4), options=Options())  # type: ignore[arg-type]
+        assert landing.command == ()
+        house.set(on_complete=("/bin/true", "x"))
+        assert landing.command == ("/bin/true", "x")
 
 
 @define(eq=False)
@@ -565,10 +605,11 @@ class WholeTests(TestCase):
         self.addCleanup(crew.stopService)
         landing = Landing(self.folder, crew)
         landing.startService()
+        self.addCleanup(landing.stopService)
         context = Context(
             reactor,
             Options(**options),
-            Stores(landing, *[None] * 3),  # type: ignore[arg-type]
+            Stores(landing, *[None] * 4),  # type: ignore[arg-type]
             MemoryKernel(),
         )
         (self.factory,) = SPEC.build(context).values()
@@ -584,7 +625,7 @@ class WholeTests(TestCase):
         return caller
 
     def landed(self) -> list[bytes]:
-        return [path.read_bytes() for path in sorted(self.folder.iterdir())]
+        return [path.read_bytes() for path in sorted(self.folder.glob("*.bin"))]
 
     async def test_a_stream_lands_in_exact_parts_and_its_receipt_proves_it(self) -> None:
         await self.serve(max_file_size=1_000_000)

@@ -5,12 +5,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import re
+import shutil
+import subprocess
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 from attrs import define, field
@@ -18,13 +23,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 
 from daemon.stores import files
 from daemon.stores.crew import Crew
-from daemon.stores.landing import Landing, series
-from daemon.stores.landing.recovery import adopt
+from daemon.stores.landing import Landed, Landing, series
+from daemon.stores.landing.ground import Ground
+from daemon.stores.landing.manifest import Manifest, Piece
+from daemon.stores.landing.recovery import adopt, listed
 from daemon.stores.landing.series import Parts
 from protocols.stores import Receipt, Series, StoreError
 
@@ -37,14 +45,33 @@ class LandingCase(SynchronousTestCase):
         folder = TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.folder = Path(folder.name)
-        descriptors = len(os.listdir("/dev/fd"))
-        self.addCleanup(lambda: self.assertEqual(len(os.listdir("/dev/fd")), descriptors))
+        self.addCleanup(self.holds_no_more_than, len(os.listdir("/dev/fd")))
+
+    def holds_no_more_than(self, descriptors: int) -> None:
+        assert len(os.listdir("/dev/fd")) == descriptors
 
     def parts(self, limit: int = 10, now: float = NOON, checksum: bool = True) -> Parts:
-        return Parts(self.folder, Series("data", limit, checksum), lambda: now)
+        return self.on(Ground(self.folder, lambda: now), Series("data", limit, checksum))
+
+    def on(self, ground: Ground, series: Series) -> Parts:
+        self.addCleanup(ground.close)
+        return Parts(ground, series, "127.0.0.1:54321")
 
     def names(self) -> list[str]:
-        return sorted(path.name for path in self.folder.iterdir())
+        """Of the parts; the papers have tests of their own."""
+        return sorted(path.name for path in self.folder.iterdir() if "_parte_" in path.name)
+
+    def adopt(self) -> tuple[int, int]:
+        ground = Ground(self.folder)
+        with ground.visit() as place:
+            adopted = adopt(place, listed(ground))
+        ground.close()
+        return adopted
+
+    def manifests(self) -> list[Manifest]:
+        return [
+            Manifest.from_json(path.read_bytes()) for path in sorted(self.folder.glob("*.json"))
+        ]
 
     def contents(self, suffix: str = ".bin") -> list[bytes]:
         return [(self.folder / name).read_bytes() for name in self.names() if name.endswith(suffix)]
@@ -68,6 +95,8 @@ class LandingCase(SynchronousTestCase):
 
         def full(descriptor: int, data: memoryview) -> int:
             nonlocal room
+            if "_parte_" not in os.readlink(f"/dev/fd/{descriptor}"):
+                return write(descriptor, data)
             if not room:
                 raise OSError(errno.ENOSPC, "no space left")
             taken = write(descriptor, data[:room])
@@ -115,7 +144,7 @@ class SeriesTests(LandingCase):
 
     def test_a_stream_without_a_byte_makes_no_file_and_no_folder(self) -> None:
         folder = self.folder / "not" / "made"
-        parts = Parts(folder, Series("data", 10), lambda: NOON)
+        parts = self.on(Ground(folder), Series("data", 10))
         assert parts.commit() == Receipt(0, hashlib.sha256().hexdigest(), 0)
         assert self.parts().fail() == 0
         self.parts().abort()
@@ -128,7 +157,7 @@ class SeriesTests(LandingCase):
 
     def test_names_carry_prefix_local_time_and_number_and_files_their_mode(self) -> None:
         self.addCleanup(os.umask, os.umask(0o777))
-        parts = Parts(self.folder, Series("año", 1), lambda: 0.0)
+        parts = self.on(Ground(self.folder, lambda: 0.0), Series("año", 1))
         parts.write([b"ab"])
         parts.commit()
         stamp = time.strftime("%Y%m%d%H%M%S", time.localtime(0))
@@ -149,8 +178,8 @@ class SeriesTests(LandingCase):
         ) == [b"12345%d67890%dabc%d" % (n, n, n) for n in range(4)]
 
     def test_the_stamp_is_of_the_first_file_for_all_of_them(self) -> None:
-        times = iter((NOON, NOON + 60))
-        parts = Parts(self.folder, Series("data", 1), lambda: next(times))
+        times = count(NOON, 60)
+        parts = self.on(Ground(self.folder, lambda: next(times)), Series("data", 1))
         parts.write([b"ab"])
         parts.commit()
         assert len({name.partition("_parte_")[0] for name in self.names()}) == 1
@@ -183,7 +212,8 @@ class SeriesTests(LandingCase):
         parts.write([b"1234567890abc"])
         assert done == ["sync_data", "rename"]
         parts.commit()
-        assert done == ["sync_data", "rename"] * 2 + ["fsync"]
+        papers = ["sync_data", "sync_data", "rename", "rename", "fsync"]
+        assert done == ["sync_data", "rename"] * 2 + papers
 
     def test_thousands_of_tiny_parts_cost_few_syncs_and_few_descriptors(self) -> None:
         place = os.open(self.folder, os.O_RDONLY)
@@ -216,7 +246,7 @@ class SeriesTests(LandingCase):
         parts.write([stream])
         assert parts.commit().parts == 2048
         assert b"".join(self.contents()) == stream
-        assert syncs == ["all", "all"]
+        assert syncs == ["all", "all", "one", "one"]  # and the manifest and the sums
         assert most <= series.MANY + 2  # the folder's own, and that of the part in hand
 
     def held(self) -> int:
@@ -233,7 +263,7 @@ class SeriesTests(LandingCase):
         self.patch(files, "sync_data", synced.append)
         parts = self.parts(limit=1)
         parts.write([bytes(100)])
-        assert parts.commit().parts == len(synced) == len(self.contents()) == 100
+        assert parts.commit().parts == len(synced) - 2 == len(self.contents()) == 100
 
     def test_a_big_part_is_begun_with_early(self) -> None:
         asked: list[tuple[int, int]] = []
@@ -270,7 +300,8 @@ class SeriesTests(LandingCase):
         chunks, turns = stream
         whole = b"".join(chunks)
         with TemporaryDirectory() as folder:
-            parts = Parts(Path(folder), Series("data", limit), lambda: NOON)
+            ground = Ground(Path(folder))
+            parts = Parts(ground, Series("data", limit))
             turn: list[bytes] = []
             for chunk, ends in zip(chunks, turns, strict=False):
                 turn.append(chunk)
@@ -279,7 +310,8 @@ class SeriesTests(LandingCase):
                     turn = []
             parts.write(turn)
             receipt = parts.commit()
-            laid = [path.read_bytes() for path in sorted(Path(folder).iterdir())]
+            ground.close()
+            laid = [path.read_bytes() for path in sorted(Path(folder).glob("*.bin"))]
         assert b"".join(laid) == whole
         assert [len(part) for part in laid[:-1]] == [limit] * (len(laid) - 1)
         assert not laid or 0 < len(laid[-1]) <= limit
@@ -431,10 +463,10 @@ class RecoveryTests(LandingCase):
     def test_parts_that_a_crash_left_get_their_names_and_empty_ones_go(self) -> None:
         names = [self.left(n, b"%d" % n) for n in (1, 2)]
         self.left(3, b"")
-        assert adopt(self.folder) == (2, 1)
+        assert self.adopt() == (2, 1)
         assert self.names() == names
         assert self.contents() == [b"1", b"2"]
-        assert adopt(self.folder) == (0, 0)
+        assert self.adopt() == (0, 0)
 
     def test_many_are_synced_at_once(self) -> None:
         for number in range(1, 101):
@@ -443,7 +475,7 @@ class RecoveryTests(LandingCase):
         asked: list[int] = []
         self.patch(files, "sync_all", asked.append)
         self.patch(files, "sync_data", lambda descriptor: self.fail("one by one"))
-        assert adopt(self.folder) == (100, 0)
+        assert self.adopt() == (100, 0)
         assert len(asked) == 1
 
     def test_where_that_fails_or_is_not_to_be_trusted_each_is_tried_on_its_own(self) -> None:
@@ -452,13 +484,13 @@ class RecoveryTests(LandingCase):
                 self.left(number + 100 * trusted, b"x")
             self.break_sync_all()
             self.patch(files, "syncs_at_once", lambda folder, trusted=trusted: trusted)
-            assert adopt(self.folder) == (40, 0)
+            assert self.adopt() == (40, 0)
 
     def test_nothing_is_overwritten(self) -> None:
         self.left(1, b"old", suffix="")
         self.left(1, b"new")
         with capturedLogs() as events:
-            assert adopt(self.folder) == (0, 0)
+            assert self.adopt() == (0, 0)
         assert "was not adopted: there is a data_" in formatEvent(events[0])
         assert self.contents() == [b"old"]
         assert self.contents(".partial") == [b"new"]
@@ -467,11 +499,11 @@ class RecoveryTests(LandingCase):
         names = [self.left(n, b"%d" % n) for n in (1, 2, 3)]
         self.break_sync(2)
         with capturedLogs() as events:
-            assert adopt(self.folder) == (2, 0)
+            assert self.adopt() == (2, 0)
         assert names[1] in formatEvent(events[0])
         assert self.contents() == [b"1", b"3"]
         assert self.contents(".damaged") == [b"2"]
-        assert adopt(self.folder) == (0, 0)
+        assert self.adopt() == (0, 0)
 
     def test_what_is_not_ours_or_is_damaged_is_left_alone(self) -> None:
         self.left(1, b"x", suffix=".damaged")
@@ -479,37 +511,8 @@ class RecoveryTests(LandingCase):
         (self.folder / "data_parte_000001.bin.partial").mkdir()
         (self.folder / "link_parte_000001.bin.partial").symlink_to("nowhere")
         before = self.names()
-        assert adopt(self.folder) == (0, 0)
+        assert self.adopt() == (0, 0)
         assert self.names() == before
-
-    def test_a_stream_that_was_cut_by_a_crash_is_there_after_the_next_start(self) -> None:
-        parts = self.parts()
-        parts.write([b"1234567890abc"])
-        parts._part.release()  # type: ignore[union-attr]
-        parts._leave()
-        landing = Landing(self.folder, Crew(reactor))
-        with capturedLogs() as events:
-            landing.startService()
-        assert "parts that a crash left: 1 adopted, 0 empty and removed" in formatEvent(events[0])
-        assert self.contents() == [b"1234567890", b"abc"]
-
-    def test_a_start_without_anything_left_says_nothing_and_makes_the_folder(self) -> None:
-        landing = Landing(self.folder / "ingest", Crew(reactor))
-        landing.check()
-        assert self.names() == []
-        with capturedLogs() as events:
-            landing.startService()
-        assert events == []
-        assert self.names() == ["ingest"]
-
-    def test_a_folder_that_cannot_be_used_is_refused_at_load_and_only_logged_later(self) -> None:
-        (self.folder / "file").touch()
-        landing = Landing(self.folder / "file", Crew(reactor))
-        with pytest.raises(files.Unusable, match="not a folder"):
-            landing.check()
-        with capturedLogs() as events:
-            landing.startService()
-        assert "cannot be used" in formatEvent(events[0])
 
 
 @define(eq=False)
@@ -529,24 +532,60 @@ class Feeder:
         self.told.append("broken")
         self.why = why
 
+    def returned(self) -> None:
+        self.told.append("returned")
 
-class WholeTests(TestCase):
+
+class LandingTests(TestCase):
     """Real files, real threads, the real reactor."""
 
     def setUp(self) -> None:
         folder = TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.folder = Path(folder.name)
-        crew = Crew(reactor)
-        crew.startService()
-        self.addCleanup(crew.stopService)
-        self.landing = Landing(self.folder, crew)
-        self.landing.startService()
+        self.crew = Crew(reactor)
+        self.crew.startService()
+        self.addCleanup(self.crew.stopService)
+        self.stops: list[Landing] = []
+        self.addCleanup(self.stop)
 
+    async def start(self, folder: Path | None = None, stop: bool = True) -> Landing:
+        landing = Landing(folder or self.folder, self.crew)
+        landing.startService()
+        await self.crew.idle()
+        self.stops.append(landing)
+        return landing
+
+    def stop(self) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        for landing in self.stops:
+            await landing.stopService()
+        self.stops.clear()
+
+    async def kept(self, intake: Landed, outcome: str = "whole") -> Receipt:
+        receipt: Receipt = await intake.commit(outcome)
+        return receipt
+
+    def contents(self) -> list[bytes]:
+        return [path.read_bytes() for path in sorted(self.folder.glob("*.bin"))]
+
+    def manifests(self) -> list[Manifest]:
+        return [
+            Manifest.from_json(path.read_bytes()) for path in sorted(self.folder.glob("*.json"))
+        ]
+
+    def papers(self) -> set[str]:
+        """The suffixes of what is in the folder, but for the parts."""
+        return {path.name.partition(".")[2] for path in self.folder.iterdir()} - {"bin"}
+
+
+class WholeTests(LandingTests):
     async def test_streams_side_by_side_land_whole(self) -> None:
+        landing = await self.start()
         streams = [bytes([n]) * (300_000 + n) for n in range(6)]
-        feeders = [Feeder() for _ in streams]
-        intakes = [self.landing.open(Series("data", 100_000), feeder) for feeder in feeders]
+        intakes = [landing.open(Series("data", 100_000), Feeder()) for _ in streams]
         for start in range(0, 310_000, 65_536):
             for stream, intake in zip(streams, intakes, strict=True):
                 intake.write(stream[start : start + 65_536])
@@ -554,25 +593,323 @@ class WholeTests(TestCase):
         for n, (stream, receipt) in enumerate(zip(streams, receipts, strict=True)):
             digest = hashlib.sha256(stream).hexdigest()
             assert await receipt == Receipt(len(stream), digest, len(stream) // 100_000 + (n > 0))
-        series = {path.name.partition("_parte_")[0] for path in self.folder.iterdir()}
         landed = [
-            b"".join(path.read_bytes() for path in sorted(self.folder.glob(f"{stem}*")))
-            for stem in series
+            b"".join((self.folder / part.name).read_bytes() for part in manifest.parts)
+            for manifest in self.manifests()
         ]
         assert sorted(landed) == streams
+        sums = {hashlib.sha256(part).hexdigest() for part in self.contents()}
+        told = b"".join(path.read_bytes() for path in self.folder.glob("*.sha256"))
+        assert {line[:64] for line in told.decode().splitlines()} == sums
+
+    async def test_sha256sum_agrees(self) -> None:
+        if shutil.which("sha256sum") is None:
+            raise SkipTest("sha256sum is not here")
+        landing = await self.start()
+        for size in (100, 250_000):
+            intake = landing.open(Series("a\\b", 100_000), Feeder())
+            intake.write(bytes(size))
+            await self.kept(intake)
+        await self._stop()
+        for sums in self.folder.glob("*.sha256"):
+            checked = subprocess.run(
+                ["sha256sum", "-c", "--strict", sums.name],
+                cwd=self.folder,
+                capture_output=True,
+                check=False,
+            )
+            assert checked.returncode == 0, checked.stderr
 
     async def test_a_disk_error_reaches_the_source_with_the_bytes_that_are_kept(self) -> None:
+        landing = await self.start()
+
         def sync_data(descriptor: int) -> None:
             raise OSError(errno.EIO, "no such sector")
 
         self.patch(files, "sync_data", sync_data)
-        intake = self.landing.open(Series("data", 100), Feeder())
-        intake.write(b"abc")
-        with pytest.raises(StoreError, match="disk error") as failed:
-            await intake.commit()
-        assert failed.value.stored == 0
+        for size in (3, 100_000):
+            intake = landing.open(Series("data", 1 << 20), Feeder())
+            intake.write(bytes(size))
+            with pytest.raises(StoreError, match="disk error") as failed:
+                await self.kept(intake)
+            assert failed.value.stored == 0
+        assert self.contents() == []
 
-    def test_tiny_parts_wait_in_smaller_numbers(self) -> None:
-        small = self.landing.open(Series("data", 15), Feeder())
-        large = self.landing.open(Series("data", 64 << 20), Feeder())
-        assert (small.high, large.high) == (65_536, 1 << 20)
+    async def test_a_stream_that_rests_is_in_its_part_and_holds_no_descriptor(self) -> None:
+        self.patch(Landing, "BEAT", 0.02)
+        landing = await self.start()
+        intake = landing.open(Series("data", 1 << 20), Feeder())
+        intake.write(b"slow ")
+        for _ in range(100):
+            await deferLater(reactor, 0.01)
+            if [path.stat().st_size for path in self.folder.glob("*.bin.partial")] == [5]:
+                break
+        assert landing.held == 0
+        await deferLater(reactor, 0.02 * (Landed.RESTS + 2))
+        assert not [link for link in open_files() if "_parte_" in link]
+        intake.write(b"sensor")
+        assert (await self.kept(intake)).size == 11
+        assert self.contents() == [b"slow sensor"]
+
+    async def test_what_is_held_in_memory_is_bounded(self) -> None:
+        self.patch(Landing, "HELD", 100)
+        landing = await self.start()
+        intakes = [landing.open(Series("data", 1 << 20), Feeder()) for _ in range(10)]
+        for intake in intakes:
+            intake.write(bytes(30))
+            assert landing.held <= 100
+        for intake in intakes:
+            assert (await self.kept(intake)).size == 30
+        assert landing.held == 0
+
+    async def test_an_aborted_stream_leaves_nothing_small_or_large(self) -> None:
+        landing = await self.start()
+        for size in (3, 100_000):
+            intake = landing.open(Series("data", 1 << 20), Feeder())
+            intake.write(bytes(size))
+            intake.abort()
+        await self.crew.idle()
+        await self._stop()
+        assert list(self.folder.iterdir()) == []
+
+    async def test_a_part_is_closed_by_age_also_while_its_stream_rests(self) -> None:
+        self.patch(Landing, "BEAT", 0.02)
+        landing = await self.start()
+        intake = landing.open(Series("data", 1 << 20, rotate=0.1), Feeder())
+        for letter in (b"a", b"b"):
+            intake.write(letter)
+            for _ in range(200):
+                await deferLater(reactor, 0.01)
+                if letter in self.contents():
+                    break
+        receipt = await self.kept(intake)
+        assert (receipt.size, receipt.parts) == (2, 2)
+        assert self.contents() == [b"a", b"b"]
+
+    async def test_a_command_is_run_once_for_each_durable_series(self) -> None:
+        landing = await self.start()
+        told = self.folder.parent / (self.folder.name + ".told")
+        self.addCleanup(told.unlink, missing_ok=True)
+        landing.on_complete(["/bin/sh", "-c", f'echo "$1" >> "{told}"', "sh"])
+        for size in (3, 100_000):
+            intake = landing.open(Series("data", 1 << 20), Feeder())
+            intake.write(bytes(size))
+            await self.kept(intake)
+        for _ in range(300):
+            await deferLater(reactor, 0.01)
+            if told.exists() and len(told.read_text().split()) == 2 and not self.marks():
+                break
+        assert sorted(told.read_text().split()) == sorted(map(str, self.folder.glob("*.json")))
+        assert not self.marks()
+
+    def marks(self) -> list[Path]:
+        return list(self.folder.glob("*.pending"))
+
+
+class StartTests(LandingTests):
+    async def test_a_stream_that_was_cut_by_a_crash_is_there_with_a_manifest(self) -> None:
+        ground = Ground(self.folder)
+        parts = Parts(ground, Series("data", 10), "127.0.0.1:54321")
+        parts.write([b"1234567890abc"])
+        parts._part.release()  # type: ignore[union-attr]
+        parts._leave()
+        ground.close()
+        with capturedLogs() as events:
+            await self.start()
+        assert "parts that a crash left: 1 adopted, 0 empty and removed" in formatEvent(events[0])
+        assert self.contents() == [b"1234567890", b"abc"]
+        (manifest,) = self.manifests()
+        assert (manifest.size, manifest.outcome, manifest.complete) == (13, "crash", False)
+        assert manifest.sha256 == hashlib.sha256(b"1234567890abc").hexdigest()
+        assert manifest.peer == "127.0.0.1:54321"
+        assert self.papers() == {"json", "sha256"}
+
+    async def test_a_series_that_only_lacked_its_manifest_gets_it(self) -> None:
+        name = "data_20260101000000_abcdefgh"
+        (self.folder / f"{name}_parte_000001.bin").write_bytes(b"one")
+        (self.folder / f"{name}_parte_000003.bin").write_bytes(b"three")
+        (self.folder / f"{name}.json.partial").write_bytes(b"")
+        (self.folder / "data_20260101000000_nothing2.json.partial").write_bytes(b"{}")
+        await self.start()
+        (manifest,) = self.manifests()
+        assert [part.size for part in manifest.parts] == [3, 5]
+        assert manifest.sha256 is None, "a part is missing"
+        assert self.papers() == {"json", "sha256"}
+
+    async def test_a_small_stream_that_came_not_into_the_journal_gets_its_manifest(self) -> None:
+        name = "data_20260101000000_abcdefgh"
+        (self.folder / f"{name}_parte_000001.bin").write_bytes(b"one")
+        (self.folder / "data_20260101000000_bcdefghi_parte_000001.bin").write_bytes(b"")
+        await self.start()
+        assert self.manifests() == [], "without a journal they are somebody's own files"
+        await self._stop()
+        (self.folder / ".journal-1234").write_bytes(b"")
+        await self.start()
+        assert [(one.series, one.outcome) for one in self.manifests()] == [(name, "crash")]
+        assert self.contents() == [b"one"]
+
+    async def test_a_series_that_has_its_manifest_is_left_alone(self) -> None:
+        landing = await self.start()
+        intake = landing.open(Series("data", 1 << 20), Feeder())
+        intake.write(bytes(100_000))
+        await self.kept(intake)
+        before = {path: path.stat().st_mtime_ns for path in self.folder.iterdir()}
+        await self._stop()
+        await self.start()
+        assert {path: path.stat().st_mtime_ns for path in self.folder.iterdir()} == before
+
+    async def test_a_start_without_anything_left_says_nothing_and_makes_the_folder(self) -> None:
+        with capturedLogs() as events:
+            await self.start(self.folder / "ingest")
+        assert events == []
+        assert (self.folder / "ingest").is_dir()
+
+    async def test_a_folder_that_cannot_be_used_is_refused_at_load_and_logged_later(self) -> None:
+        (self.folder / "file").touch()
+        with pytest.raises(files.Unusable, match="not a folder"):
+            Landing(self.folder / "file", self.crew).check()
+        with capturedLogs() as events:
+            landing = await self.start(self.folder / "file")
+        assert "cannot be used" in formatEvent(events[0])
+        (self.folder / "file").unlink()
+        intake = landing.open(Series("data", 10), Feeder())
+        intake.write(b"abc")
+        assert (await self.kept(intake)).size == 3, "it is well again without a restart"
+
+
+class RoomTests(LandingCase):
+    """How much a folder may hold."""
+
+    def land(self, parts: Parts, data: bytes) -> None:
+        parts.write([data])
+        parts.commit()
+
+    def series(self, **limits: Any) -> Series:
+        return Series("data", 1 << 20, **limits)
+
+    def test_too_little_free_space_is_a_full_disk(self) -> None:
+        parts = self.on(Ground(self.folder), self.series(free=1 << 60))
+        with pytest.raises(OSError, match="MIN_FREE") as full:
+            parts.write([b"abc"])
+        assert full.value.errno == errno.ENOSPC
+        self.patch(files, "check_free", lambda folder, least: None)
+        parts.write([])
+        assert parts.commit().size == 3, "nothing was lost meanwhile"
+
+    def test_a_quota_is_kept_to_the_byte_and_noticed_again_when_files_go(self) -> None:
+        ground = Ground(self.folder)
+        self.patch(Ground, "RECOUNT", 0.0)
+        self.land(self.on(ground, self.series(quota=0)), bytes(50_000))
+        parts = self.on(ground, self.series(quota=100_000))
+        parts.write([bytes(40_000)])
+        with pytest.raises(OSError, match="QUOTA") as full:
+            parts.write([bytes(20_000)])
+        assert full.value.errno == errno.EDQUOT
+        assert sum(path.stat().st_size for path in self.folder.iterdir()) < 100_000
+        for path in self.folder.glob("*.bin"):
+            path.unlink()
+        parts.write([])
+        assert parts.commit().size == 60_000
+
+    def test_the_oldest_whole_series_make_room_where_that_is_wanted(self) -> None:
+        ground = Ground(self.folder)
+        for number in range(4):
+            self.land(self.on(ground, self.series()), b"%d" % number * 30_000)
+            for path in self.manifests_of_ours():
+                if path.stat().st_mtime > 100:
+                    os.utime(path, (number, number))
+        (self.folder / "somebody.json").write_bytes(b"{}")
+        os.utime(self.folder / "somebody.json", (0, 0))
+        self.land(self.on(ground, self.series(quota=100_000, oldest=True)), b"n" * 30_000)
+        assert sorted(content[:1] for content in self.contents()) == [b"2", b"3", b"n"]
+        assert len(self.manifests_of_ours()) == 3
+        assert (self.folder / "somebody.json").exists()
+        assert len(list(self.folder.glob("*.sha256"))) == 3
+
+    def manifests_of_ours(self) -> list[Path]:
+        return list(self.folder.glob("data_*.json"))
+
+    def test_a_series_in_progress_never_makes_room(self) -> None:
+        parts = self.on(Ground(self.folder), self.series(quota=1000, oldest=True))
+        parts.write([bytes(900)])
+        with pytest.raises(OSError, match="QUOTA"):
+            parts.write([bytes(200)])
+        assert parts.fail() == 900
+        assert self.contents() == [bytes(900)]
+
+
+class ManifestTests(LandingCase):
+    def test_it_says_what_is_there_and_how_it_ended(self) -> None:
+        parts = self.parts()
+        parts.write([b"1234567890abc"])
+        parts.commit("reset")
+        (manifest,) = self.manifests()
+        one, two = self.names()
+        assert manifest == Manifest(
+            one.partition("_parte_")[0],
+            13,
+            hashlib.sha256(b"1234567890abc").hexdigest(),
+            (
+                Piece(one, 10, hashlib.sha256(b"1234567890").hexdigest()),
+                Piece(two, 3, hashlib.sha256(b"abc").hexdigest()),
+            ),
+            "127.0.0.1:54321",
+            NOON,
+            NOON,
+            "reset",
+        )
+        assert not manifest.complete
+
+    def test_without_checksums_there_are_no_sums(self) -> None:
+        parts = self.parts(checksum=False)
+        parts.write([b"x"])
+        parts.commit()
+        (manifest,) = self.manifests()
+        assert (manifest.sha256, manifest.parts[0].sha256, manifest.complete) == (None, None, True)
+        assert list(self.folder.glob("*.sha256")) == []
+
+    def test_what_failed_has_a_manifest_of_what_was_kept(self) -> None:
+        parts = self.parts()
+        self.break_write(room=14)
+        with pytest.raises(OSError, match="no space left"):
+            parts.write([b"1234567890", b"abcdefghij"])
+        assert parts.fail() == 14
+        (manifest,) = self.manifests()
+        assert (manifest.size, manifest.outcome) == (14, "failed")
+        assert [part.sha256 for part in manifest.parts] == [
+            hashlib.sha256(part).hexdigest() for part in (b"1234567890", b"abcd")
+        ]
+
+    def test_a_damaged_part_is_not_in_it(self) -> None:
+        parts = self.parts()
+        self.break_sync(2)
+        with pytest.raises(OSError, match="no such sector"):
+            parts.write([b"1" * 10 + b"2" * 10 + b"3" * 10])
+        assert parts.fail() == 20
+        (manifest,) = self.manifests()
+        assert [part.name[-10:] for part in manifest.parts] == ["000001.bin", "000003.bin"]
+        assert manifest.sha256 is None
+
+    def test_what_no_daemon_wrote_is_refused_in_one_line(self) -> None:
+        good = json.loads(Manifest("s", 0, None, (), "p", 0, 0, "whole").to_json())
+        for bad in (
+            b"",
+            b"[]",
+            b"\xff",
+            b"[" * 100_000,
+            *(json.dumps({**good, key: None}).encode() for key in ("series", "opened", "parts")),
+            json.dumps({**good, "bytes": -1}).encode(),
+            json.dumps({**good, "sha256": "x"}).encode(),
+            json.dumps({**good, "parts": [{"name": "../x", "bytes": 1, "sha256": None}]}).encode(),
+        ):
+            with pytest.raises(ValueError, match=r"^no manifest: [^\n]*$"):
+                Manifest.from_json(bad)
+
+
+def open_files() -> list[str]:
+    """What the descriptors of this process are on."""
+    links = []
+    for entry in os.scandir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            links.append(os.readlink(entry))
+    return links

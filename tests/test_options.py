@@ -14,6 +14,7 @@ from protocols.options import (
     KIND,
     MEANS,
     choice,
+    command,
     count,
     duration,
     file_prefix,
@@ -80,7 +81,7 @@ class AmountTests(SynchronousTestCase):
     @settings(deadline=None, max_examples=200)
     @given(st.text(max_size=20))
     def test_no_text_does_worse_than_a_value_error(self, text: str) -> None:
-        for kind in (size, duration, count, flag, choice("a"), file_prefix):
+        for kind in (size, duration, count, flag, choice("a"), command, file_prefix):
             with contextlib.suppress(ValueError):
                 kind(text)
 
@@ -107,6 +108,20 @@ class WordTests(SynchronousTestCase):
                 file_prefix(text)
         with pytest.raises(ValueError, match="longer than 100 bytes"):
             file_prefix("ñ" * 51)
+
+    def test_a_command_is_a_program_and_its_arguments_quoted_as_for_a_shell(self) -> None:
+        assert command(" /bin/move --to 'a b' $HOME \"\" ") == (
+            "/bin/move",
+            "--to",
+            "a b",
+            "$HOME",
+            "",
+        )
+        assert command(" ") == ()
+        with pytest.raises(ValueError, match="is not a command: no closing quotation"):
+            command("move 'a b")
+        with pytest.raises(ValueError, match="line break or control character"):
+            command("move\0")
 
     def test_an_option_carries_its_kind_and_its_meaning(self) -> None:
         @frozen

@@ -247,7 +247,11 @@ class KillTests(ProcessCase):
         time.sleep(0.3)
         with daemon.connect(8080) as torn:
             torn.sendall(b"never acknowledged")
-            time.sleep(0.3)
+            until = time.monotonic() + PATIENCE
+            while not list((daemon.data / "ingest").glob("*.partial")):  # a rest of two seconds
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            time.sleep(0.1)
             daemon.kill()
         daemon.says("1", "adopted")
         for number in range(1, 5):
@@ -304,7 +308,7 @@ class NeighbourTests(ProcessCase):
                 except BlockingIOError:
                     time.sleep(0.001)
         assert receipt == f"OK 30000 {hashlib.sha256(sent).hexdigest()} 2000\n".encode()
-        parts = sorted((daemon.data / "ingest").iterdir())
+        parts = sorted((daemon.data / "ingest").glob("*.bin"))
         assert len(parts) == 2000
         assert b"".join(p.read_bytes() for p in parts) == sent
         assert late < 1.0
@@ -316,6 +320,7 @@ class NeighbourTests(ProcessCase):
         if not folder.exists():
             return
         assert daemon.ask(5000, b"warm") == b"WARM"
+        assert daemon.ask(8080, b"warm").startswith(b"OK 4 ")  # opens the journal
         before = len(list(folder.iterdir()))
         for number in range(300):
             with daemon.connect(list(daemon.ports)[number % len(daemon.ports)]) as sock:

@@ -172,6 +172,56 @@ class BetterTests(OnOurs):
         assert abs(net.reactor.seconds() - time.monotonic()) < 1
 
 
+class PushTests(OnOurs):
+    """`push`: a write that goes out at once."""
+
+    @driven
+    async def test_it_keeps_its_place_among_writes(self, net: Net) -> None:
+        watch, peer = await net.pair(Watch)
+        sent = b""
+        for number in range(400):
+            piece = b"%d," % number * (1 + number * 20)
+            (watch.transport.push if number % 3 else watch.transport.write)(piece)
+            sent += piece
+        await net.until(lambda: len(peer.heard) == len(sent))
+        assert peer.heard == sent
+
+    @driven
+    async def test_it_is_out_before_the_turn_ends(self, net: Net) -> None:
+        watch, peer = await net.pair(Watch)
+        watch.transport.push(b"now")
+        assert peer.heard == b"now"
+
+    @driven
+    async def test_a_producer_is_paused_when_much_is_left_over(self, net: Net) -> None:
+        watch, peer = await net.pair(Watch)
+        watch.transport.registerProducer(pushed := Pushed(), True)
+        watch.transport.push(bytes(4 * BIG))
+        watch.transport.push(b"last")
+        assert pushed.told == ["pause"]
+        await net.until(lambda: len(peer.heard) == 4 * BIG + 4 and pushed.told[-1] == "resume")
+        assert peer.heard.endswith(b"\0last")
+
+    @driven
+    async def test_after_a_close_it_is_dropped(self, net: Net) -> None:
+        for close in ("loseConnection", "loseWriteConnection"):
+            watch, peer = await net.pair(Halves)
+            watch.transport.push(b"before")
+            getattr(watch.transport, close)()
+            watch.transport.push(b"after")
+            await net.until(lambda peer=peer: peer.fin)
+            assert peer.heard == b"before"
+            peer.ends()
+
+    @driven
+    async def test_a_peer_that_is_gone_ends_the_connection(self, net: Net) -> None:
+        watch, peer = await net.pair(Watch)
+        peer.resets()
+        watch.transport.push(b"x")
+        await net.until(lambda: watch.reason)
+        watch.transport.push(b"x")
+
+
 class AcceptTests(OnOurs):
     """Accepting by hand."""
 

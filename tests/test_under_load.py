@@ -176,8 +176,11 @@ class KillTests(LoadCase):
         assert lines == rows
 
         series: dict[str, hashlib._Hash] = {}
-        for path in sorted((self.daemon.data / "ingest").iterdir()):
-            assert path.suffix == ".bin", path
+        landed = sorted((self.daemon.data / "ingest").iterdir())
+        assert {path.suffix for path in landed} == {".bin", ".json", ".sha256"}
+        for path in landed:
+            if path.suffix != ".bin":
+                continue
             stem = path.name.partition("_parte_")[0]
             series.setdefault(stem, hashlib.sha256()).update(path.read_bytes())
         assert traffic.landed <= {digest.hexdigest() for digest in series.values()}

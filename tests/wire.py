@@ -158,6 +158,9 @@ class MemoryKernel:
     def reset_on_close(self, transport: Any, on: bool) -> None:
         self.resets[transport] = on
 
+    def names(self) -> set[str]:
+        return {"house"}
+
 
 @define
 class Peer:
@@ -216,7 +219,7 @@ class House:
 
     def __attrs_post_init__(self) -> None:
         self.options = self.spec.options() if self.options is None else self.options
-        stores = self.stores or Stores(None, None, None, None)  # type: ignore[arg-type]
+        stores = self.stores or Stores(*[None] * 5)  # type: ignore[arg-type]
         context = Context(self.clock, self.options, stores, self.kernel)
         self.factories = dict(self.spec.build(context))
 

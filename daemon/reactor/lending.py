@@ -59,6 +59,15 @@ def lend(transport: Any, blocking: bool = False) -> Loan:
     return Loan(transport, copy, reads)
 
 
+def unsent(transport: Any) -> bool:
+    """Whether something written to a transport has yet to reach its socket, or may have."""
+    if isinstance(transport, Stream):
+        return bool(transport.unsent)
+    if isinstance(transport, tcp.Connection):
+        return bool(transport.dataBuffer or transport._tempDataBuffer)
+    return True
+
+
 @define(eq=False, repr=False)
 class Loan:
     """A socket lent to a thread. `socket` is the thread's until `give_back`, which closes it."""

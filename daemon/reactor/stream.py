@@ -111,6 +111,7 @@ class Stream:
         # runs right behind the loop's first reading, in the same turn, before anything is read
         loop.call_soon(self._begin)
         self.write: Callable[[bytes], None] = self._transport.write
+        self._usual = self.write  # until it closes, speaks TLS or has a pull producer
         self.reactor.streams.add(self)
         self._tell(self._protocol.makeConnection, self)
 
@@ -167,6 +168,11 @@ class Stream:
         self._descriptor = -1
         if self._socket is not None:
             self._socket.detach()
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that were written, and that the kernel has not taken yet."""
+        return int(self._transport.get_write_buffer_size())
 
     # ITCPTransport
 
@@ -235,6 +241,18 @@ class Stream:
             setattr(self, name, getattr(tls, name))
         if producer is not None:
             self.registerProducer(producer, streaming)
+
+    def push(self, data: bytes) -> None:
+        """As `write`, but at once where nothing waits: cheaper for who writes to many in a row."""
+        if self.write is not self._usual or self._transport.get_write_buffer_size():
+            self.write(data)
+            return
+        try:
+            sent = (self._socket or self.socket).send(data)
+        except OSError:  # the loop will meet it as well, and knows what to do
+            sent = 0
+        if sent < len(data):
+            self.write(data[sent:])
 
     # IConsumer
 

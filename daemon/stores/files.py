@@ -7,6 +7,8 @@ import errno
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 FILE_MODE = 0o640
@@ -66,6 +68,15 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+def check_free(folder: int, least: int) -> None:
+    """Raise OSError (ENOSPC) when less than `least` bytes are free where this descriptor is."""
+    if least:
+        status = os.fstatvfs(folder)
+        free = status.f_bavail * status.f_frsize
+        if free < least:
+            raise OSError(errno.ENOSPC, f"{free >> 20} MiB free, MIN_FREE is {least >> 20} MiB")
+
+
 def sync_data(descriptor: int) -> None:
     """fdatasync, or what comes up to it: macOS keeps data in the drive unless told F_FULLFSYNC."""
     if sys.platform == "darwin":  # pragma: no cover
@@ -119,6 +130,18 @@ def open_new(path: str, folder: int | None = None) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+@contextmanager
+def opened(path: str, flags: int, folder: int | None = None) -> Iterator[int]:
+    """A descriptor for a while; a file it makes has mode 0640 whatever the umask."""
+    descriptor = os.open(path, flags, FILE_MODE, dir_fd=folder)
+    try:
+        if flags & os.O_CREAT:
+            os.fchmod(descriptor, FILE_MODE)
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:

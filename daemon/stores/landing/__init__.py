@@ -2,40 +2,172 @@
 
 On disk, in one folder
     <prefix>_<YYYYmmddHHMMSS>_<unique>_parte_<n>.bin            a durable part
-    ....bin.partial     being written, or left by a crash: the next start gives it its name
-    ....bin.damaged     its sync failed: what is in it is for a person to judge
-Order: a part is synced, then renamed; the folder is synced; only then is there a receipt.
+    <prefix>_<YYYYmmddHHMMSS>_<unique>.json, .sha256            what proves the series: `manifest`
+    ... .partial        being written, or left by a crash: the next start finishes it
+    ... .bin.damaged    its sync failed: what is in it is for a person to judge
+    .journal-<unique>   small streams whose files are not synced yet: `journal`
+Order: a part is synced, then renamed; then the manifest; the folder is synced; only then is there
+a receipt. For a small stream the journal is synced before its receipt; its part is there then,
+its manifest as soon as nothing else is to do.
+
+A stream that rests keeps nothing in memory: what it sent goes to its part after a second or two.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from attrs import define
+from attrs import define, field
 from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from daemon.stores import files
+from daemon.stores.completed import Completed
 from daemon.stores.crew import Crew, QueuedIntake
-from daemon.stores.landing.recovery import adopt
+from daemon.stores.landing.ground import Ground
+from daemon.stores.landing.journal import NAME, Journal, Small, replay
+from daemon.stores.landing.manifest import SUFFIX
+from daemon.stores.landing.recovery import adopt, finish, listed, unfinished
 from daemon.stores.landing.series import Parts
 from protocols.stores import Receipt, Series, Source
 
 log = Logger()
 
+SMALL = 64 << 10  # bytes of a stream that is journalled if it ends before it is lent
+
+
+@define(eq=False, repr=False)
+class Landed:
+    """`protocols.stores.Landed`: in memory while it is small and young, then in parts."""
+
+    RESTS: ClassVar[int] = 4  # beats
+
+    landing: Landing
+    series: Series
+    source: Source
+    peer: str
+    opened: float
+    _chunks: list[bytes] = field(factory=list, init=False)
+    _held: int = field(default=0, init=False)
+    _seen: int = field(default=0, init=False)  # bytes at the last beat
+    _still: int = field(default=0, init=False)  # beats since the last byte
+    _parts: Parts | None = field(default=None, init=False)
+    _intake: QueuedIntake[Receipt] | None = field(default=None, init=False)
+
+    @property
+    def size(self) -> int:
+        return self._held if self._intake is None else self._intake.size
+
+    def write(self, data: bytes) -> None:
+        if self._intake is not None:
+            self._wake().write(data)
+            return
+        self._chunks.append(data)
+        self._held += len(data)
+        self.landing.held += len(data)
+        if self._held > SMALL or self.landing.held > self.landing.HELD:
+            self._lay_down()
+
+    def lend(self, transport: Any, most: int | None = None) -> bool:
+        self._lay_down()
+        return self._wake().lend(transport, most)
+
+    def commit(self, outcome: str = "whole") -> Deferred[Receipt]:
+        self.landing.over(self)
+        if self._intake is None:
+            data = self._empty()
+            small = Small(self.series, self.peer, self.opened, outcome, data)
+            return self.landing.journal.add(small)
+        assert self._parts is not None
+        return self._intake.commit(partial(self._parts.commit, outcome)).addCallback(self._kept)
+
+    def abort(self) -> None:
+        self.landing.over(self)
+        self._empty()
+        if self._intake is not None:
+            self._intake.abort()
+
+    def beat(self) -> None:
+        """A second passed. Who rests keeps neither memory nor descriptors."""
+        self._still = self._still + 1 if self.size == self._seen else 0
+        self._seen = self.size
+        if self._intake is None:
+            if self._still:
+                self._lay_down(resting=True)
+            return
+        assert self._parts is not None
+        if self._still == self.RESTS:
+            self._parts.resting = True
+            self._intake.recall()
+            self._intake.nudge()
+        elif self._parts.ages():
+            self._intake.nudge()
+
+    def _lay_down(self, resting: bool = False) -> QueuedIntake[Receipt]:
+        """It goes to a part of its own, as all that follows."""
+        if self._intake is None:
+            ground, series = self.landing.ground, self.series
+            self._parts = Parts(ground, series, self.peer, self.opened, resting)
+            # Tiny parts cost thousands of files a read: less of them may wait in a turn.
+            high = min(QueuedIntake.HIGH, max(1 << 16, series.max_part * self.landing.TINY))
+            self._intake = QueuedIntake(self._parts, self.source, self.landing.crew, high)
+            if data := self._empty():
+                self._intake.write(data)
+        return self._intake
+
+    def _wake(self) -> QueuedIntake[Receipt]:
+        assert self._parts is not None
+        assert self._intake is not None
+        self._parts.resting, self._still = False, 0
+        return self._intake
+
+    def _empty(self) -> bytes:
+        data = b"".join(self._chunks)
+        self._chunks.clear()
+        self.landing.held -= len(data)
+        return data
+
+    def _kept(self, receipt: Receipt) -> Receipt:
+        assert self._parts is not None
+        if receipt.parts:
+            self.landing.durable(self._parts.stem)
+        return receipt
+
 
 @define(eq=False, repr=False)
 class Landing(Service):
-    """`protocols.stores.Landing` in `folder`. now: seconds since the epoch, for the names."""
+    """`protocols.stores.Landing` in `folder`. now: seconds since the epoch, for the names.
+
+    held: bytes of small streams in memory; HELD of them at most, in all.
+    """
 
     TINY: ClassVar[int] = 4096  # a turn of the crew lays down about that many parts at most
+    HELD: ClassVar[int] = 32 << 20
+    BEAT: ClassVar[float] = 1.0  # seconds
+    HANDS: ClassVar[int] = 4
 
     folder: Path
     crew: Crew
     now: Callable[[], float] = time.time
+    held: int = field(default=0, init=False)
+    ground: Ground = field(init=False)
+    journal: Journal = field(init=False)
+    completed: Completed = field(init=False)
+    _open: set[Landed] = field(factory=set, init=False)
+    _pulse: IDelayedCall | None = field(default=None, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.completed = Completed("ingest", self.folder, self.crew)
+        self.ground = Ground(self.folder, self.now, mark=self.completed.mark)
+        self.journal = Journal(self.ground, self.crew, self.durable)
 
     def check(self) -> None:
         """Raise files.Unusable when no stream could be kept."""
@@ -44,12 +176,72 @@ class Landing(Service):
     def startService(self) -> None:
         """Finish what a crash left. A folder that fails now fails each stream until it is back."""
         super().startService()
+        self.ground.hands = ThreadPoolExecutor(self.HANDS, "landing")
+        self.ground.hashers = ThreadPoolExecutor(self.HANDS, "hashing")
         try:
-            files.make_folder(self.folder)
-            adopted, removed = adopt(self.folder)
+            left = self._recover()
         except OSError as error:
             log.error("{folder} cannot be used: {error}", folder=self.folder, error=str(error))
-            return
+            left = {}
+        if left:  # reading them may take a while
+            self.crew.begin()
+            self.crew.work(self._finish, left).addBoth(self._finished)
+        else:
+            self.completed.startService()
+
+    def stopService(self) -> Deferred[None]:
+        super().stopService()
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        await self.crew.idle()
+        await self.crew.work(self.journal.stop)
+        if self.completed.running:
+            await self.completed.stopService()
+        if self._pulse is not None and self._pulse.active():
+            self._pulse.cancel()
+        self.ground.hands.shutdown()
+        self.ground.hashers.shutdown()
+        self.ground.close()
+
+    def open(self, series: Series, source: Source, peer: str = "") -> Landed:
+        landed = Landed(self, series, source, peer, self.now())
+        self._open.add(landed)
+        if self._pulse is None:
+            self._pulse = self.crew.reactor.callLater(self.BEAT, self._beat)
+        return landed
+
+    def over(self, landed: Landed) -> None:
+        self._open.discard(landed)
+
+    def on_complete(self, command: Sequence[str]) -> None:
+        self.completed.use(command)
+
+    def durable(self, series: str) -> None:
+        """A manifest is: whoever waits for such may begin."""
+        self.completed.add(self.folder / (series + SUFFIX))
+
+    def _beat(self) -> None:
+        self._pulse = None
+        for landed in list(self._open):
+            landed.beat()
+        if self._open:
+            self._pulse = self.crew.reactor.callLater(self.BEAT, self._beat)
+
+    def _recover(self) -> dict[str, list[str]]:
+        """Name what has no name; the series whose manifest is still to be written."""
+        with self.ground.visit() as place:
+            journalled = any(name.startswith(NAME) for name in listed(self.ground))
+            streams = replay(self.ground, place)
+            names = listed(self.ground)
+            left = unfinished(names, journalled)
+            adopted, removed = adopt(place, names)
+        if streams:
+            log.info(
+                "{folder}: {streams} small streams were in the journal and have their files",
+                folder=self.folder,
+                streams=streams,
+            )
         if adopted or removed:
             log.info(
                 "{folder}: parts that a crash left: {adopted} adopted, {removed} empty and removed",
@@ -57,8 +249,21 @@ class Landing(Service):
                 adopted=adopted,
                 removed=removed,
             )
+        return left
 
-    def open(self, series: Series, source: Source) -> QueuedIntake[Receipt]:
-        # Tiny parts cost thousands of files a read: less of them may wait in a turn.
-        high = min(QueuedIntake.HIGH, max(1 << 16, series.max_part * self.TINY))
-        return QueuedIntake(Parts(self.folder, series, self.now), source, self.crew, high)
+    def _finish(self, left: Mapping[str, list[str]]) -> None:
+        """In a thread."""
+        for series, parts in left.items():
+            if not self.running:  # the next start goes on
+                return
+            try:
+                finish(series, parts, self.ground)
+            except OSError as error:
+                log.error("{series} has no manifest: {error}", series=series, error=str(error))
+
+    def _finished(self, result: object) -> None:
+        if isinstance(result, Failure):
+            log.failure("what a crash left was not finished", failure=result)
+        if self.running:
+            self.completed.startService()
+        self.crew.end()

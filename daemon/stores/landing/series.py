@@ -1,231 +1,423 @@
 """One stream laid down in parts: the blocking side, for a thread of the crew.
 
-A part is made as `<name>.partial` and gets its name when it is full and synced. Parts that fill
-within one turn are settled together at the end of the turn, so that nothing waits for a name
-while the stream rests: a few with a sync each, MANY with one sync of the filesystem where that
-is as good (and then they are closed as they fill: descriptors stay few).
+A part is made as `<name>.partial` and gets its name once it is full and synced, by other hands
+than those that read on. Parts that fill within one turn are settled together: a few with a sync
+each, MANY with one sync of the filesystem where that is as good (and then they are closed as they
+fill: descriptors stay few).
+
+Where no checksum is asked, bytes of a lent socket go to the part by splice(2): they are never
+copied to this process. Else they are hashed by other hands while the next ones are received.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
-import secrets
-import time
-from base64 import b32encode
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager, suppress
+from typing import Any, ClassVar
 
 from attrs import define, field
 
 from daemon.stores import files
+from daemon.stores.crew import KIT, PIPE, Lent, Sink
+from daemon.stores.landing.ground import DAMAGED, PARTIAL, Ground, Place, mark_damaged, rename
+from daemon.stores.landing.manifest import SUFFIX, Manifest, Piece
 from protocols.stores import Receipt, Series
-
-PARTIAL = ".partial"
-DAMAGED = ".damaged"
 
 MANY = 32  # parts in a turn from which on one sync of the filesystem is cheaper
 MOST = 1024  # parts that wait to be settled
+BEHIND = 3  # turns whose parts are being settled while the stream is read on
 AHEAD = 8 << 20  # bytes of a part after which the drive is told to begin
+BESIDE = 1 << 15  # bytes from which on other hands hash them
+
+SPLICES = hasattr(os, "splice")
 
 
-def mark_damaged(name: str, folder: int) -> None:
-    """Keep a part that could not be synced from ever being adopted: its pages may be lost."""
-    with suppress(OSError):  # a filesystem gone read-only takes no mark either
-        os.rename(name + PARTIAL, name + DAMAGED, src_dir_fd=folder, dst_dir_fd=folder)
+@define(eq=False, repr=False)
+class Sum:
+    """A running sha256, worked out beside; at most one piece of it at a time."""
+
+    hands: Executor
+    _sha: Any = field(factory=hashlib.sha256)
+    _work: Future[Any] | None = None
+
+    def update(self, data: bytes | memoryview) -> None:
+        """The data must stay as it is until `wait`; a block of the Kit does."""
+        self.wait()
+        if len(data) < BESIDE:
+            self._sha.update(data)
+        else:
+            self._work = self.hands.submit(self._sha.update, data)
+            KIT.hold(self._work)
+
+    def wait(self) -> None:
+        work, self._work = self._work, None
+        if work is not None:
+            work.result()
+
+    def hexdigest(self) -> str:
+        self.wait()
+        return str(self._sha.hexdigest())
+
+    def copy(self) -> Sum:
+        self.wait()
+        return Sum(self.hands, self._sha.copy())
 
 
 @define(eq=False)
 class Part:
-    """A file of a series, full or in hand."""
+    """A file of a series, full or in hand. began: when, in seconds since the epoch."""
 
     name: str
     descriptor: int
+    began: float
+    sum: Sum | None = None
     size: int = 0
     begun: int = 0  # bytes that the drive has been told to begin with
+    kept: bool = False  # it is synced and has its name
 
     def release(self) -> None:
         descriptor, self.descriptor = self.descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
 
+    @property
+    def piece(self) -> Piece:
+        return Piece(self.name, self.size, None if self.sum is None else self.sum.hexdigest())
+
 
 @define(eq=False, repr=False)
-class Parts:
-    """A `Sink` in `folder`; nothing is made there before the first byte. Raises OSError."""
+class Parts(Sink[Receipt]):
+    """A series on its `ground`; nothing is made there before the first byte. Raises OSError."""
 
-    folder: Path
+    PATIENCE: ClassVar[float] = 5.0
+
+    ground: Ground
     series: Series
-    now: Callable[[], float]
-    _place: int = field(default=-1, init=False)  # descriptor of the folder, from the first byte on
-    _stem: str = field(default="", init=False)
-    _count: int = field(default=0, init=False)
+    peer: str = ""
+    opened: float | None = None
+    resting: bool = False  # nothing is expected soon: hold no descriptor. Set in any thread
+    stem: str = field(default="", init=False)
+    _place: Place | None = field(default=None, init=False)  # from the first byte on
     _size: int = field(default=0, init=False)
-    _kept: int = field(default=0, init=False)  # bytes in parts that were synced and named
     _part: Part | None = field(default=None, init=False)
-    _full: deque[Part] = field(factory=deque, init=False)
-    _unsafe: bool = field(default=False, init=False)  # the names may not be durable
-    _digest: hashlib._Hash | None = field(default=None, init=False)
+    _full: list[Part] = field(factory=list, init=False)  # of this turn
+    _all: list[Part] = field(factory=list, init=False)
+    _settling: deque[Future[None]] = field(factory=deque, init=False)
+    _rest: deque[memoryview] = field(factory=deque, init=False)  # what the disk did not take yet
+    _sum: Sum | None = field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._digest = hashlib.sha256() if self.series.checksum else None
+        if self.series.checksum:
+            self._sum = Sum(self.ground.hashers)
 
-    def write(self, chunks: list[bytes]) -> None:
-        for chunk in chunks:
-            self._lay(memoryview(chunk))
-            self._size += len(chunk)
-            if self._digest is not None:
-                self._digest.update(chunk)
-        self._settle()
+    def write(self, chunks: Sequence[bytes | memoryview]) -> None:
+        self.rotate()
+        self._rest.extend(map(memoryview, chunks))
+        try:
+            self._flush()
+        finally:
+            self._end_turn()
 
-    def commit(self) -> Receipt:
+    def pull(self, lent: Lent, most: int) -> None:
+        self.rotate()
+        try:
+            self._flush()
+            if self._place is not None:
+                self.ground.admit(self._place, 0, self.series)
+            until = lent.size + most
+            if self._sum is None and SPLICES:
+                while lent.size < until and self._splice(lent):
+                    pass
+            else:
+                while lent.size < until and (block := lent.read(self.series.read)):
+                    self._rest.append(block)
+                    self._flush()
+        finally:
+            self._end_turn()
+
+    def commit(self, outcome: str = "whole") -> Receipt:
+        self._flush()
         if self._part is not None:
             self._fill()
-        self._settle()
-        self._sync_names()
-        self._leave()
-        digest = None if self._digest is None else self._digest.hexdigest()
-        return Receipt(self._size, digest, self._count)
+        self._hand_over()
+        self._settled(0)
+        digest = None if self._sum is None else self._sum.hexdigest()
+        if self._place is not None:
+            self.ground.publish(self._manifest(outcome, digest), self._place)
+            self._leave()
+        return Receipt(self._size, digest, len(self._all))
 
     def fail(self) -> int:
         """Settle whatever can still be settled, a short last part too. The bytes durable then."""
-        self._settle_what_can_be()
-        part, self._part = self._part, None
-        if part is not None and part.size:
-            self._full.append(part)
-            self._settle_what_can_be()
-        elif part is not None:
-            self._remove(part)
+        place = self._place
+        if place is None:
+            return 0
+        if self._part is not None and self._part.size:
+            with suppress(OSError):
+                self._fill()
+        elif self._part is not None:
+            self._remove(self._part)
+        self._hand_over()
+        while self._settling:
+            with suppress(OSError):  # the part that failed is out of the way now
+                self._settled(0)
+        kept = sum(part.size for part in self._all if part.kept)
         try:
-            self._sync_names()
+            if kept:
+                self._publish_what_is_kept(place)
+            else:
+                self._forget_paper(place)
+                place.sync_names()
         except OSError:
-            self._kept = 0
+            kept = 0
         self._leave()
-        return self._kept
+        return kept
 
     def abort(self) -> None:
-        for part in filter(None, (self._part, *self._full)):
+        place = self._place
+        if place is None:
+            return
+        while self._settling:
+            with suppress(OSError):
+                self._settled(0)
+        for part in self._all:
             part.release()
-        for number in range(1, self._count + 1):
-            name = self._name(number)
-            for made in (name, name + PARTIAL):
+            for made in (part.name, part.name + PARTIAL):
                 with suppress(FileNotFoundError):
-                    os.unlink(made, dir_fd=self._place)
-        self._sync_names()
+                    os.unlink(made, dir_fd=place.descriptor)
+        self._forget_paper(place)
+        place.sync_names()
         self._leave()
 
-    def _lay(self, rest: memoryview) -> None:
-        limit = self.series.max_part
-        while rest:
-            part = self._part or self._begin()
-            try:
-                taken = os.write(part.descriptor, rest[: limit - part.size])
-            except OSError as error:
-                error.filename = part.name
-                raise
-            part.size += taken
-            rest = rest[taken:]
-            if part.size == limit:
-                self._fill()
-            elif part.size - part.begun >= AHEAD:
-                files.begin_write_back(part.descriptor, part.begun, part.size - part.begun)
-                part.begun = part.size
+    def rotate(self) -> None:
+        """Close the part in hand if it is old enough."""
+        if self.ages():
+            self._fill()
 
-    def _begin(self) -> Part:
-        if self._place < 0:
-            self._arrive()
-        name = self._name(self._count + 1)
-        part = self._part = Part(name, files.open_new(name + PARTIAL, self._place))
-        self._count += 1
+    def ages(self) -> bool:
+        """Whether the part in hand is old enough to be closed. In any thread."""
+        part, age = self._part, self.series.rotate
+        return bool(part and age and part.size and self.ground.now() - part.began >= age)
+
+    def _end_turn(self) -> None:
+        self._hand_over()
+        if self.resting and self._part is not None:
+            self._part.release()
+        self._settled(BEHIND)
+
+    # Bytes.
+
+    def _flush(self) -> None:
+        """Write what is in hand; what the disk does not take stays there."""
+        rest = self._rest
+        if not rest:
+            return
+        try:
+            if self._place is not None:
+                self.ground.admit(self._place, 0, self.series)
+            while rest:
+                data = rest[0]
+                while data:
+                    part = self._room(len(data))
+                    with blamed(part):
+                        taken = os.write(part.descriptor, data[: self.series.max_part - part.size])
+                    self._took(part, taken, data[:taken])
+                    data = rest[0] = data[taken:]
+                rest.popleft()
+        except OSError:
+            self._rest = deque(memoryview(bytes(data)) for data in rest)
+            raise
+
+    def _splice(self, lent: Lent) -> int:
+        """Move what is there by way of this thread's pipe; the bytes, 0 at the end."""
+        drain, pipe = KIT.pipe()
+        count = left = lent.splice(pipe, min(PIPE, self.series.read))
+        try:
+            while left:
+                part = self._room(left)
+                piece = min(left, self.series.max_part - part.size)
+                with blamed(part):
+                    taken = os.splice(drain, part.descriptor, piece, flags=os.SPLICE_F_MOVE)
+                left -= taken
+                self._took(part, taken)
+        except OSError:
+            while left:  # what is in the pipe is of this stream alone
+                self._rest.append(memoryview(os.read(drain, left)))
+                left -= len(self._rest[-1])
+            raise
+        return count
+
+    def _room(self, count: int) -> Part:
+        """The part that takes what comes next."""
+        if self._place is None:
+            self._place = self.ground.enter()
+            self.opened = self.ground.now() if self.opened is None else self.opened
+            self.stem = self.ground.name(self.series.prefix, self.opened)
+        if self.series.quota:
+            self.ground.admit(self._place, count, self.series)
+        part = self._part or self._begin(self._place)
+        if part.descriptor < 0:
+            self._open(part, self._place)
         return part
 
-    def _arrive(self) -> None:
-        """The first byte is here: find the folder (somebody may have taken it away) and a name."""
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        try:
-            self._place = os.open(self.folder, flags)
-        except FileNotFoundError:
-            files.make_folder(self.folder)
-            self._place = os.open(self.folder, flags)
-        stamp = time.strftime("%Y%m%d%H%M%S", time.localtime(self.now()))
-        unique = b32encode(secrets.token_bytes(5)).decode().lower()
-        self._stem = f"{self.series.prefix}_{stamp}_{unique}"
+    def _took(self, part: Part, count: int, data: memoryview | None = None) -> None:
+        """data: to be hashed; what is not in the part is not in its sum."""
+        part.size += count
+        self._size += count
+        if self._sum is not None and data is not None:
+            self._sum.update(data)
+            if part.sum is not None:
+                part.sum.update(data)
+        if self.series.quota:
+            self.ground.stored(count)
+        if part.size == self.series.max_part:
+            self._fill()
+        elif part.size - part.begun >= AHEAD:
+            files.begin_write_back(part.descriptor, part.begun, part.size - part.begun)
+            part.begun = part.size
 
-    def _name(self, number: int) -> str:
-        return f"{self._stem}_parte_{number:06d}.bin"
+    # Parts.
+
+    def _begin(self, place: Place) -> Part:
+        if not self._all:
+            self.ground.admit(place, 0, self.series)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+            with files.opened(self.stem + SUFFIX + PARTIAL, flags, place.descriptor) as paper:
+                files.write_all(paper, self._manifest("open", None).to_json())
+        name = f"{self.stem}_parte_{len(self._all) + 1:06d}.bin"
+        part = Part(name, files.open_new(name + PARTIAL, place.descriptor), self.ground.now())
+        if self._sum is not None and self._all:  # the first one's is that of the whole until then
+            part.sum = Sum(self.ground.hashers)
+        self._all.append(part)
+        self._part = part
+        return part
+
+    def _open(self, part: Part, place: Place) -> None:
+        """It rested. An error that write-back met meanwhile is told to this descriptor."""
+        with blamed(part):
+            flags = os.O_WRONLY | os.O_CLOEXEC
+            part.descriptor = os.open(part.name + PARTIAL, flags, dir_fd=place.descriptor)
+            os.lseek(part.descriptor, part.size, os.SEEK_SET)
 
     def _fill(self) -> None:
         """The part in hand holds all it will."""
-        assert self._part is not None
-        part, self._part = self._part, None
+        part = self._part
+        assert part is not None
+        assert self._place is not None
+        if part.descriptor < 0:
+            self._open(part, self._place)
+        self._part = None
+        if self._sum is not None and part.sum is None:
+            part.sum = self._sum.copy()
         self._full.append(part)
         waiting = len(self._full)
         if waiting < MANY:
             return
-        if waiting > MANY:
+        if not self._place.trusted:
+            self._hand_over()
+        elif waiting > MANY:
             part.release()
-        elif files.syncs_at_once(self._place):
+        else:
             for full in self._full:
                 full.release()
-        else:
-            self._settle()
         if waiting == MOST:
-            self._settle()
+            self._hand_over()
 
-    def _settle(self) -> None:
-        """The full parts become durable and get their names."""
-        at_once = bool(self._full) and self._full[0].descriptor < 0
-        if at_once:
-            try:
-                files.sync_all(self._place)
-            except OSError as error:
-                first, last = self._full[0].name, self._full[-1].name
-                error.filename = f"{first}{DAMAGED} to {last}{DAMAGED}"
-                while self._full:
-                    mark_damaged(self._full.popleft().name, self._place)
-                raise
-        while self._full:
-            part = self._full.popleft()
-            if not at_once:
-                try:
-                    files.sync_data(part.descriptor)
-                except OSError as error:
-                    error.filename = part.name + DAMAGED
-                    mark_damaged(part.name, self._place)
-                    raise
-                finally:
-                    part.release()
-            os.rename(
-                part.name + PARTIAL, part.name, src_dir_fd=self._place, dst_dir_fd=self._place
-            )
-            self._kept += part.size
+    def _hand_over(self) -> None:
+        """Other hands make the full parts durable and give them their names."""
+        if self._full:
+            assert self._place is not None
+            full, self._full = self._full, []
+            self._settling.append(self.ground.hands.submit(settle, full, self._place))
+            self._settled(BEHIND)
 
-    def _settle_what_can_be(self) -> None:
-        while self._full:
-            with suppress(OSError):  # the part that failed is out of the way now
-                self._settle()
+    def _settled(self, most: int) -> None:
+        """Wait until no more than `most` turns are being settled. Raises what they did."""
+        while len(self._settling) > most or (self._settling and self._settling[0].done()):
+            self._settling.popleft().result()
+
+    def _manifest(self, outcome: str, digest: str | None) -> Manifest:
+        pieces = tuple(part.piece for part in self._all if part.kept)
+        size = sum(piece.size for piece in pieces)
+        now = self.ground.now()
+        opened = now if self.opened is None else self.opened
+        return Manifest(self.stem, size, digest, pieces, self.peer, opened, now, outcome)
+
+    def _publish_what_is_kept(self, place: Place) -> None:
+        """Raises OSError when not even the names are durable."""
+        all_kept = self._sum is not None and all(part.kept for part in self._all)
+        digest = self._sum.hexdigest() if self._sum is not None and all_kept else None
+        try:
+            self.ground.publish(self._manifest("failed", digest), place)
+        except OSError:  # the next start writes it
+            place.sync_names()
 
     def _remove(self, part: Part) -> None:
-        with suppress(OSError):  # empty: the next start would remove it
-            part.release()
-            os.unlink(part.name + PARTIAL, dir_fd=self._place)
+        """It is empty; if it cannot be removed the next start will."""
+        self._part = None
+        self._all.remove(part)
+        part.release()
+        assert self._place is not None
+        with suppress(OSError):
+            os.unlink(part.name + PARTIAL, dir_fd=self._place.descriptor)
 
-    def _sync_names(self) -> None:
-        """Renames survive a power cut from here on. Once it failed it is never trusted again."""
-        if self._place < 0:
-            return
-        if self._unsafe:
-            raise OSError(None, "the folder could not be synced")
-        try:
-            os.fsync(self._place)
-        except OSError as error:
-            self._unsafe = True
-            error.filename = str(self.folder)
-            raise
+    def _forget_paper(self, place: Place) -> None:
+        with suppress(OSError):
+            os.unlink(self.stem + SUFFIX + PARTIAL, dir_fd=place.descriptor)
 
     def _leave(self) -> None:
-        place, self._place = self._place, -1
-        if place >= 0:
-            os.close(place)
+        place, self._place = self._place, None
+        if place is not None:
+            self.ground.leave(place)
+
+
+@contextmanager
+def blamed(part: Part) -> Iterator[None]:
+    """An error is this part's."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = part.name
+        raise
+
+
+def settle(parts: Sequence[Part], place: Place) -> None:
+    """Make full parts durable, then name them. Each is tried; raises the first OSError."""
+    trouble: OSError | None = None
+    at_once = False
+    if len(parts) >= MANY:
+        try:
+            at_once = place.sync_all()
+        except OSError as error:
+            trouble = error
+            trouble.filename = f"{parts[0].name}{DAMAGED} to {parts[-1].name}{DAMAGED}"
+    for part in parts:
+        try:
+            if not at_once:
+                _sync(part, place)
+            part.release()
+            rename(part.name + PARTIAL, part.name, place.descriptor)
+            part.kept = True
+        except OSError as error:
+            trouble = trouble or error
+        finally:
+            part.release()
+    if trouble is not None:
+        raise trouble
+
+
+def _sync(part: Part, place: Place) -> None:
+    """One that was closed already went with a sync of everything that failed."""
+    try:
+        if part.descriptor < 0:
+            raise OSError(errno.EIO, "it could not be synced")
+        files.sync_data(part.descriptor)
+    except OSError as error:
+        error.filename = part.name + DAMAGED
+        mark_damaged(part.name, place.descriptor)
+        raise

@@ -1,0 +1,330 @@
+"""Small streams: durable in the journal first, in their files at once, proved soon after."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.task import deferLater
+from twisted.logger import capturedLogs, formatEvent
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from daemon.stores import files
+from daemon.stores.crew import Crew
+from daemon.stores.landing.ground import Ground
+from daemon.stores.landing.journal import (
+    NAME,
+    Journal,
+    Small,
+    _record,
+    lay_out,
+    records,
+    replay,
+)
+from daemon.stores.landing.manifest import Manifest
+from protocols.stores import Receipt, Series, StoreError
+
+SERIES = Series("data", 1 << 20)
+
+
+def small(data: bytes, series: Series = SERIES, outcome: str = "whole") -> Small:
+    return Small(series, "127.0.0.1:54321", 1_800_000_000.0, outcome, data)
+
+
+class FolderCase:
+    folder: Path
+
+    def names(self, suffix: str) -> list[str]:
+        return sorted(path.name for path in self.folder.iterdir() if path.name.endswith(suffix))
+
+    def contents(self) -> list[bytes]:
+        return [(self.folder / name).read_bytes() for name in self.names(".bin")]
+
+    def journals(self) -> list[Path]:
+        return list(self.folder.glob(f"{NAME}*"))
+
+    def manifests(self) -> list[Manifest]:
+        return [
+            Manifest.from_json((self.folder / name).read_bytes()) for name in self.names(".json")
+        ]
+
+
+class JournalTests(FolderCase, TestCase):
+    """With its thread, on real files."""
+
+    def setUp(self) -> None:
+        folder = TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        self.crew = Crew(reactor)
+        self.crew.startService()
+        self.addCleanup(self.crew.stopService)
+        self.told: list[str] = []
+        self.ground = Ground(self.folder)
+        self.journal = Journal(self.ground, self.crew, self.told.append)
+        self.addCleanup(self.stop)
+
+    def stop(self) -> Deferred[None]:
+        return self.crew.work(self.journal.stop).addCallback(lambda _: self.ground.close())
+
+    def land(self, *streams: bytes, series: Series = SERIES) -> Deferred[list[Receipt]]:
+        return gatherResults(
+            [self.journal.add(small(stream, series)) for stream in streams], consumeErrors=True
+        )
+
+    async def until(self, happened: Callable[[], object]) -> None:
+        for _ in range(400):
+            if happened():
+                return
+            await deferLater(reactor, 0.01)
+        raise AssertionError("it did not happen")
+
+    async def test_a_file_is_there_when_its_receipt_is_and_its_proof_soon_after(self) -> None:
+        streams = [b"%d" % number * 100 for number in range(10)]
+        receipts = await self.land(*streams)
+        assert receipts == [Receipt(100, hashlib.sha256(s).hexdigest(), 1) for s in streams]
+        assert sorted(self.contents()) == streams
+        assert self.journals()[0].stat().st_size > 1000
+        await self.until(lambda: len(self.told) == 10)
+        assert len(self.names(".json")) == len(self.names(".sha256")) == 10
+        assert {m.sha256 for m in self.manifests()} == {r.sha256 for r in receipts}
+        assert sorted(self.told) == [m.series for m in self.manifests()]
+        assert self.journals()[0].stat().st_size == 0, "what is safe elsewhere is dropped"
+
+    async def test_a_receipt_waits_for_the_sync_of_the_journal(self) -> None:
+        free, sync = threading.Event(), files.sync_data
+        self.addCleanup(free.set)
+
+        def sync_data(descriptor: int) -> None:
+            free.wait(4)
+            sync(descriptor)
+
+        self.patch(files, "sync_data", sync_data)
+        receipt = self.land(b"abc")
+        await self.until(lambda: self.contents() == [b"abc"])
+        await deferLater(reactor, 0.03)
+        assert not receipt.called
+        free.set()
+        await receipt
+
+    async def test_what_comes_together_is_synced_together(self) -> None:
+        syncs: list[int] = []
+        self.patch(files, "sync_data", syncs.append)
+        await self.land(*[b"x"] * 500)
+        assert len(syncs) < 50
+
+    async def test_tiny_parts_cost_no_sync_each(self) -> None:
+        syncs: list[int] = []
+        self.patch(files, "sync_data", syncs.append)
+        stream = bytes(range(250))
+        (receipt,) = await self.land(stream, series=Series("data", 2))
+        assert receipt == Receipt(250, hashlib.sha256(stream).hexdigest(), 125)
+        assert b"".join(self.contents()) == stream
+        assert len(syncs) == 1
+
+    async def test_without_checksums_there_are_none(self) -> None:
+        (receipt,) = await self.land(b"abc", series=Series("data", 2, checksum=False))
+        assert receipt == Receipt(3, None, 2)
+        await self.until(lambda: self.told)
+        (manifest,) = self.manifests()
+        assert [part.sha256 for part in manifest.parts] == [None, None]
+        assert self.names(".sha256") == []
+
+    async def test_a_stop_makes_what_is_left_to_make_and_leaves_no_journal(self) -> None:
+        await self.land(*[b"x"] * 150)
+        await self.stop()
+        assert len(self.names(".json")) == 150
+        assert self.journals() == []
+
+    async def test_manifests_that_fall_behind_are_made_in_between(self) -> None:
+        self.patch(Journal, "BEHIND", 10)
+        self.patch(Journal, "REST", 60.0)
+        for _ in range(5):
+            await self.land(*[b"x"] * 10)
+        assert len(self.names(".json")) >= 30
+
+    async def test_a_journal_never_grows_without_end(self) -> None:
+        self.patch(Journal, "FULL", 10_000)
+        self.patch(Journal, "REST", 60.0)
+        for _ in range(10):
+            await self.land(*[bytes(1000)] * 10)
+        await self.until(lambda: len(self.names(".json")) == 100)
+        assert self.journals()[0].stat().st_size < 30_000
+
+    async def test_where_one_sync_cannot_be_trusted_each_file_is_synced(self) -> None:
+        self.patch(files, "syncs_at_once", lambda folder: False)
+        synced: set[str] = set()
+        sync = files.sync_data
+
+        def sync_data(descriptor: int) -> None:
+            synced.add(Path(os.readlink(f"/proc/self/fd/{descriptor}")).suffix)
+            sync(descriptor)
+
+        self.patch(files, "sync_data", sync_data)
+        await self.land(b"abc")
+        await self.until(lambda: self.told)
+        assert synced >= {".bin", ".json", ".sha256"}
+
+    async def test_a_folder_that_was_taken_away_is_made_again(self) -> None:
+        await self.land(b"old")
+        moved = self.folder.with_name(self.folder.name + ".moved")
+        self.folder.rename(moved)
+        (receipt,) = await self.land(b"new")
+        assert receipt.size == 3
+        assert self.contents() == [b"new"]
+        await self.stop()
+        assert [path.read_bytes() for path in moved.glob("*.bin")] == [b"old"]
+        for path in moved.iterdir():
+            path.unlink()
+        moved.rmdir()
+
+    async def test_a_full_disk_is_waited_for_and_the_streams_are_kept(self) -> None:
+        self.patch(Journal, "RETRY", 0.01)
+        self.break_sync(errno.ENOSPC, times=3)
+        with capturedLogs() as events:
+            (receipt,) = await self.land(b"abc")
+        assert receipt.size == 3
+        assert len(events) == 1, "said once"
+        assert len(list(records(self.journals()[0].read_bytes()))) == 1
+
+    async def test_a_disk_that_stays_full_fails_them_and_leaves_no_file(self) -> None:
+        self.patch(Journal, "RETRY", 0.01)
+        self.patch(Journal, "PATIENCE", 0.05)
+        self.break_sync(errno.ENOSPC, times=1000)
+        with pytest.raises(Exception, match="disk full"):
+            await self.land(b"abc")
+        assert self.contents() == []
+        assert self.journals()[0].read_bytes() == b""
+
+    async def test_a_journal_whose_sync_failed_is_never_written_again(self) -> None:
+        await self.land(b"before")
+        (first,) = self.journals()
+        self.break_sync(errno.EIO, times=1)
+        kept = self.journal.add(small(b"lost"))
+        with pytest.raises(StoreError, match="disk error") as failed:
+            await kept
+        assert failed.value.stored == 0
+        (receipt,) = await self.land(b"after")
+        assert receipt.size == 5
+        assert sorted(self.contents()) == [b"after", b"before"]
+        assert len(self.journals()) == 2
+        await self.until(lambda: len(self.told) == 2)
+        assert [m.size for m in self.manifests()] != []
+        assert first in self.journals(), "the next start looks at it"
+
+    def break_sync(self, code: int, times: int) -> None:
+        sync = files.sync_data
+        left = [times]
+
+        def sync_data(descriptor: int) -> None:
+            if left[0]:
+                left[0] -= 1
+                raise OSError(code, os.strerror(code))
+            sync(descriptor)
+
+        self.patch(files, "sync_data", sync_data)
+
+
+class ReplayTests(FolderCase, SynchronousTestCase):
+    def setUp(self) -> None:
+        folder = TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        self.marked: list[str] = []
+        self.ground = Ground(self.folder, mark=lambda name, _: self.marked.append(name))
+        self.addCleanup(self.ground.close)
+
+    def journal(self, *streams: bytes, series: Series = SERIES) -> tuple[list[Manifest], bytes]:
+        manifests = [
+            lay_out(f"data_2026_{n}", series, stream, "peer:1", 1.0, 2.0, "whole")
+            for n, stream in enumerate(streams)
+        ]
+        return manifests, b"".join(
+            _record(manifest.to_json(), stream)
+            for manifest, stream in zip(manifests, streams, strict=True)
+        )
+
+    def left(self, journal: bytes) -> None:
+        (self.folder / f"{NAME}-1").write_bytes(journal)
+
+    def replay(self) -> int:
+        with self.ground.visit() as place:
+            return replay(self.ground, place)
+
+    def test_every_file_is_made_again_and_the_journal_goes(self) -> None:
+        manifests, journal = self.journal(b"one", b"three", series=Series("data", 4))
+        self.left(journal)
+        assert self.replay() == 2
+        assert self.contents() == [b"one", b"thre", b"e"]
+        assert self.manifests() == manifests
+        assert len(self.names(".sha256")) == 2
+        assert self.marked == ["data_2026_0.json", "data_2026_1.json"]
+        assert self.journals() == []
+
+    def test_what_is_there_already_is_not_made_nor_marked_again(self) -> None:
+        _, journal = self.journal(b"one")
+        self.left(journal)
+        self.replay()
+        before = {path: path.stat().st_mtime_ns for path in self.folder.iterdir()}
+        self.left(journal)
+        assert self.replay() == 1
+        assert {path: path.stat().st_mtime_ns for path in self.folder.iterdir()} == before
+        assert self.marked == ["data_2026_0.json"]
+
+    def test_a_file_that_a_power_cut_left_too_short_is_made_again(self) -> None:
+        (manifest,), journal = self.journal(b"whole")
+        (self.folder / manifest.parts[0].name).write_bytes(b"")
+        self.left(journal)
+        self.replay()
+        assert self.contents() == [b"whole"]
+
+    def test_sums_that_a_power_cut_took_are_made_again(self) -> None:
+        _, journal = self.journal(b"whole")
+        self.left(journal)
+        self.replay()
+        for path in self.folder.glob("*.sha256"):
+            path.unlink()
+        self.left(journal)
+        self.replay()
+        assert len(self.names(".sha256")) == 1
+        assert len(self.marked) == 1, "the command is not run again for that"
+
+    def test_a_damaged_tail_is_cut_and_said_so(self) -> None:
+        _, journal = self.journal(b"one", b"two")
+        for damaged in (journal[:-1], journal[:-5] + b"?" + journal[-4:], journal + bytes(500)):
+            whole = len(list(records(damaged)))
+            self.left(damaged)
+            with capturedLogs() as events:
+                assert self.replay() == whole
+            assert "not whole and were cut" in formatEvent(events[0])
+            assert self.journals() == []
+
+    def test_a_start_without_a_journal_does_nothing(self) -> None:
+        assert self.replay() == 0
+
+    @settings(deadline=None, max_examples=200)
+    @given(st.binary(max_size=300), st.integers(0, 400), st.binary(max_size=40))
+    def test_no_damage_makes_up_a_stream(self, stream: bytes, at: int, noise: bytes) -> None:
+        _, journal = self.journal(stream, b"second")
+        damaged = journal[:at] + noise + journal[at + len(noise) :]
+        known = [stream, b"second"]
+        found = [data for _, data, _ in records(damaged)]
+        assert found == known[: len(found)]
+
+    @settings(deadline=None, max_examples=100)
+    @given(st.binary(min_size=1, max_size=300), st.integers(1, 400))
+    def test_any_limit_lays_out_the_same_bytes(self, stream: bytes, limit: int) -> None:
+        manifest = lay_out("data", Series("data", limit), stream, "", 0.0, 0.0, "whole")
+        assert sum(part.size for part in manifest.parts) == len(stream)
+        assert all(part.size == limit for part in manifest.parts[:-1])
+        assert manifest.sha256 == hashlib.sha256(stream).hexdigest()
