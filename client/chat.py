@@ -1,14 +1,16 @@
-"""chat: a plain line client. What is typed goes out, what comes is shown; nothing else."""
+"""chat: talk with everybody; on a terminal with an input line of its own, else as a plain pipe."""
 
 from __future__ import annotations
 
+import asyncio
+import os
 import sys
 
 import click
 
 from client.caller import Caller, calls
 from client.files import Source
-from client.net import Failed, Wire
+from client.net import Failed, Wire, connect
 from client.terminal import shown
 
 LEAVE = 10.0  # seconds to wait for the server's FIN, or for it to read on, without --timeout
@@ -18,23 +20,50 @@ LONGEST = 65536  # bytes of a line that are held back for its end
 @click.command(short_help="Talk with everybody.")
 @click.argument("server", metavar="[HOST]", required=False)
 @click.argument("number", metavar="[PORT]", required=False, type=click.IntRange(1, 65535))
+@click.option("--nick", metavar="NAME", default="", help="Be called NAME.")
+@click.option("--room", metavar="ROOM", default="", help="Start in ROOM.")
 @calls
 @click.pass_obj
-def chat(caller: Caller, server: str | None, number: int | None) -> None:
-    """Talk: a line typed is a message, and what everybody says is shown.
+def chat(caller: Caller, server: str | None, number: int | None, nick: str, room: str) -> None:
+    """Talk: a line typed is a message, and what everybody says is shown above it.
 
-    Ctrl-D leaves. In a pipe, standard input is sent, and what is still owed is printed
-    before it ends.
+    TAB completes commands, names and rooms, the up arrow brings back what was typed, Ctrl-D or
+    /quit leaves; /help tells the commands. A lost connection is made again by itself. In a
+    pipe, standard input is sent, and what is still owed is printed before it ends.
 
     \b
     Examples:
-      roundhouse chat
-      roundhouse chat chat.example.org 60060
+      roundhouse chat --nick ana
+      roundhouse chat chat.example.org 60060 --nick ana --room dev
       echo "deploy done" | roundhouse chat
     """
+    for word in (nick, room):
+        if not word.isprintable() or " " in word:
+            raise click.UsageError(f"{word!r} is no name: leave out blanks and control characters")
     caller.host, caller.port = server or caller.host, number or caller.port
+    if sys.stdin.isatty() and sys.stdout.isatty() and not caller.as_json and not _dumb():
+        _converse(caller, nick, room)
+        return
     with Source.open("-") as source, caller.call("chat", LEAVE) as wire:
+        wire.send(f"/nick {nick}\n".encode() * bool(nick) + f"/join {room}\n".encode() * bool(room))
         _talk(caller, wire, source)
+
+
+def _dumb() -> bool:
+    return os.environ.get("TERM", "dumb") == "dumb"
+
+
+def _converse(caller: Caller, nick: str, room: str) -> None:
+    from prompt_toolkit.application import create_app_session  # slow: only where it is seen
+    from prompt_toolkit.input import create_input
+    from prompt_toolkit.output import create_output
+
+    from client.chat_screen import Screen
+
+    address = caller.address("chat")
+    sock = connect(address, caller.timeout)
+    with create_app_session(create_input(), create_output()):
+        asyncio.run(Screen(address, nick, room).talk(sock))
 
 
 def _talk(caller: Caller, wire: Wire, source: Source) -> None:

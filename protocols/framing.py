@@ -6,6 +6,8 @@ share a read with an overlong one; this is one `split` a read.
 
 from __future__ import annotations
 
+from typing import Any
+
 from attrs import define, field
 
 
@@ -44,15 +46,15 @@ class Lines:
 
     def feed(self, data: bytes) -> list[bytes | Overlong]:
         """The lines that `data` completes, without their LF."""
-        *whole, rest = (self._rest + data).split(b"\n")
+        lines: list[Any] = (self._rest + data).split(b"\n")
+        rest = lines.pop()
         if self._skipping:
-            if not whole:
+            if not lines:
                 return []
-            del whole[0]
+            del lines[0]
             self._skipping = False
-        lines: list[bytes | Overlong] = [*whole]
-        if whole and max(map(len, whole)) > self.limit:
-            lines = [OVERLONG if len(line) > self.limit else line for line in whole]
+        if lines and max(map(len, lines)) > self.limit:
+            lines = [OVERLONG if len(line) > self.limit else line for line in lines]
         if len(rest) > self.limit:
             lines.append(OVERLONG)
             rest, self._skipping = b"", True

@@ -99,7 +99,8 @@ class ChatTests(ClientCase):
         assert self.ended(process, b"bye\n").status == 0
         assert server.over() == [b"bye\n"]
 
-    def test_a_terminal_is_never_commanded_by_the_network(self) -> None:
+    def test_a_dumb_terminal_is_a_pipe_that_is_never_commanded_by_the_network(self) -> None:
+        self.env["TERM"] = "dumb"
         server = Server((lambda peer: peer.sendall(b"\x1b[2Jhi\nlong" + b"x" * 70_000),))
         shown = self.on_terminal("chat", "--port", server.port)
         assert b"\\x1b[2Jhi\r\nlongxxx" in shown.out

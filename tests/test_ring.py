@@ -1,4 +1,4 @@
-"""The ring: one order, one write a member, and what slowness costs."""
+"""The rooms: one order, one write a member, and what slowness costs."""
 
 from __future__ import annotations
 
@@ -10,16 +10,32 @@ from attrs import define, field
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from daemon.stores.ring import CHUNK, GAP, HASTE, OWN, PATIENCE, SLICE, Member, Ring
-from protocols.stores import Line
+from daemon.stores.ring import (
+    BRIM,
+    FAIR,
+    FLOOD,
+    GAP,
+    HARD,
+    LEAST,
+    OWN,
+    PATIENCE,
+    SLICE,
+    SOFT,
+    STALL,
+    WORK,
+    Ring,
+    Seat,
+)
+from daemon.stores.room import CHUNK
+from protocols.stores import Kind, Line
 
 
-def plain(lines: Sequence[Line]) -> bytes:
+def plain(lines: Sequence[Line], at: float) -> bytes:
     return b"".join([line.text + b"\n" for line in lines])
 
 
-def loud(lines: Sequence[Line]) -> bytes:
-    return plain(lines).upper()
+def loud(lines: Sequence[Line], at: float) -> bytes:
+    return plain(lines, at).upper()
 
 
 @define(eq=False)
@@ -85,8 +101,10 @@ class RingCase(SynchronousTestCase):
         self.clock = Turns()
         self.ring = Ring(self.clock)
 
-    def follow(self, ear: Ear, render: Any = plain, room: str = "main") -> Member:
-        return self.ring.follow(room, render, ear, ear.lost.append)
+    def follow(self, ear: Ear, render: Any = plain, room: str = "main") -> Seat:
+        seat = self.ring.seat(ear, ear, ear.lost.append)
+        assert seat.follow(room, render, new=True)
+        return seat
 
     def ears(self, count: int, room: int | None = None) -> list[Ear]:
         ears = [Ear(room) for _ in range(count)]
@@ -151,7 +169,7 @@ class OrderTests(RingCase):
 
     def test_who_waits_in_the_backlog_is_let_in_before_a_flush(self) -> None:
         late = Ear()
-        self.ring.accept = lambda: late.producer or self.follow(late)  # type: ignore[assignment]
+        self.ring.accept = lambda: late.producer or self.follow(late)
         self.say("a")
         self.clock.advance(0)
         assert late.heard == b"a\n"
@@ -186,9 +204,9 @@ class DialectTests(RingCase):
     def test_a_dialect_is_rendered_once_however_many_speak_it(self) -> None:
         calls: list[list[bytes]] = []
 
-        def counted(lines: Sequence[Line]) -> bytes:
+        def counted(lines: Sequence[Line], at: float) -> bytes:
             calls.append([line.text for line in lines])
-            return plain(lines)
+            return plain(lines, at)
 
         ears = [Ear() for _ in range(10)]
         for ear in ears:
@@ -401,61 +419,92 @@ class SlowTests(RingCase):
         ana.takes(None)
         assert ana.heard == b"x" * (3 * CHUNK) + b"\n"
 
-    def test_who_falls_off_the_ring_is_cut_and_nobody_else(self) -> None:
-        self.ring.limit = 1000
+    def pump(self, seconds: float, each: Callable[[], object] = bool, step: float = 0.1) -> None:
+        until = self.clock.seconds() + seconds
+        while self.clock.seconds() < until:
+            self.clock.advance(step)
+            each()
+
+    def test_who_is_stuck_is_cut_at_the_hard_limit_and_nobody_else(self) -> None:
         stuck, slow, well = Ear(1), Ear(1), Ear()
         for ear in (stuck, slow, well):
             self.follow(ear)
-        for _ in range(20):
-            self.say(b"x" * 99)
+        for _ in range(HARD // SOFT + 3):
+            self.say(b"x" * (SOFT - 1))
             self.turn()
-            slow.takes(1)
+            self.clock.advance(STALL / 4)
+            slow.takes(SOFT)
+            assert not slow.lost
         assert stuck.lost == ["slow"]
         assert stuck.producer is None
-        assert slow.lost == well.lost == []
+        assert (slow.lost, well.lost) == ([], [])
         slow.takes(None)
         assert slow.heard == well.heard
 
-    def test_a_flush_larger_than_the_ring_cuts_nobody_who_kept_up(self) -> None:
-        self.ring.limit = 1000
+    def test_a_flush_beyond_every_limit_cuts_nobody_who_kept_up(self) -> None:
         stuck, well = Ear(1), Ear(10)
         for ear in (stuck, well):
             self.follow(ear)
         self.say("x" * 20)
         self.turn()
         well.takes(1)
-        self.say(b"y" * (CHUNK * 2))
-        self.turn()
-        well.takes(None)
-        assert len(well.heard) == 21 + CHUNK * 2 + 1
-        self.say("z")
+        for _ in range(2):
+            self.say(b"y" * (HARD + CHUNK))
+            self.turn()
+            assert well.lost == []
+            well.takes(None)
+            self.clock.advance(STALL)
+            well.takes(1)
         self.turn()
         assert (stuck.lost, well.lost) == (["slow"], [])
-        assert well.heard.endswith(b"y\nz\n")
+        assert len(well.heard) == 21 + 2 * (HARD + CHUNK + 1)
 
-    def test_who_takes_nothing_for_long_while_something_waits_is_cut(self) -> None:
-        stuck, idle, well = Ear(1), Ear(2), Ear(1)
-        for ear in (stuck, well):
+    def test_who_is_behind_the_soft_limit_for_long_is_cut_though_nobody_speaks_any_more(
+        self,
+    ) -> None:
+        slow, well = Ear(1), Ear(1)
+        for ear in (slow, well):
             self.follow(ear)
-        self.say("a")
+        self.say(b"x" * (SOFT * 3))
         self.turn()
-        self.say("b")
+        self.say(b"x" * SOFT)
         self.turn()
-        self.follow(idle)
-        idle.producer.private(b"all it is owed\n")
-        start = self.clock.seconds()
-        while not stuck.lost:
-            self.clock.advance(PATIENCE / 30)
-            well.takes(1)
-        assert PATIENCE <= self.clock.seconds() - start <= PATIENCE * 1.5
-        self.clock.pump([PATIENCE / 3] * 9)
-        assert idle.lost == well.lost == []
+
+        def take() -> None:
+            slow.takes(1)
+            well.takes(SOFT)
+
+        self.pump(PATIENCE * 0.7, take, PATIENCE / 4)
+        assert slow.lost == well.lost == []
+        self.pump(PATIENCE * 0.5)
+        assert (slow.lost, well.lost) == (["slow"], [])
+
+    def test_who_comes_back_below_the_soft_limit_in_time_is_kept_for_ever(self) -> None:
+        (ana,) = self.ears(1, room=1)
+        self.say(b"x")
+        self.turn()
+        for _ in range(10):
+            self.say(b"x" * (SOFT + CHUNK))
+            self.turn()
+            self.pump(PATIENCE * 0.8)
+            ana.takes(SOFT + CHUNK)
+        assert ana.lost == []
+
+    def test_who_is_a_little_behind_may_stay_so(self) -> None:
+        (ana,) = self.ears(1, room=1)
+        for _ in range(SOFT // 1000):
+            self.say(b"x" * 900)
+            self.turn()
+            self.pump(PATIENCE)
+        assert ana.lost == []
+        ana.takes(None)
+        assert len(ana.heard) == 901 * (SOFT // 1000)
 
     def test_once_nobody_is_slow_there_is_no_timer_and_no_memory(self) -> None:
         ana, ben = self.ears(2, room=1)
         self.say(b"x" * (2 * CHUNK))
         self.turn()
-        dialect = ana.producer.dialect
+        (dialect,) = [place.dialect for place in ana.producer.places]
         assert dialect.end - dialect.start > CHUNK
         ana.takes(None)
         ben.producer.stop()
@@ -510,10 +559,10 @@ class PaceTests(RingCase):
         self.clock.turn()
         self.say("b")
         self.assertAlmostEqual(self.rest(), GAP)
-        self.say("x" * HASTE)
+        self.say("x" * BRIM)
         assert self.rest() == 0
         self.clock.turn()
-        self.say("y" * (HASTE + 1))
+        self.say("y" * (BRIM + 1))
         assert self.rest() == 0
         assert ana.heard.startswith(b"a\nb\nx")
 
@@ -526,3 +575,336 @@ class PaceTests(RingCase):
         assert all(ear.heard for ear in ears)
         self.say("b")
         self.assertAlmostEqual(self.rest(), GAP / 2)
+
+
+class FloodTests(RingCase):
+    """Who says more than others can hear is not read for a while, and loses nothing."""
+
+    def talk(self, seat: Seat, size: int) -> None:
+        self.ring.publish("main", [Line(b"x" * (size - 1))], seat)
+
+    def test_a_flooder_waits_for_the_slowest_that_still_reads(self) -> None:
+        slow, loud, quiet = Ear(1), Ear(), Ear()
+        self.follow(slow)
+        flooder, talker = self.follow(loud), self.follow(quiet)
+        while loud.reading:
+            assert self.ring._rooms["main"].dialects[plain].end < 2 * FLOOD
+            self.talk(flooder, FAIR + 1)
+            self.turn()
+        self.talk(talker, 100)
+        assert flooder.muted
+        assert quiet.reading
+        while not loud.reading:
+            self.clock.advance(STALL / 3)
+            slow.takes(CHUNK)
+            self.clock.advance(0)
+        (place,) = slow.producer.places
+        assert place.lag <= SOFT
+        assert not flooder.muted
+        slow.takes(None)
+        assert slow.lost == []
+        assert slow.heard == loud.heard
+
+    def test_nobody_waits_for_one_that_is_stuck(self) -> None:
+        stuck, loud = Ear(1), Ear()
+        self.follow(stuck)
+        flooder = self.follow(loud)
+        said = 0
+        while loud.reading:
+            self.talk(flooder, FAIR + 1)
+            said += FAIR + 1
+            self.turn()
+        start = self.clock.seconds()
+        while not loud.reading:
+            self.clock.advance(0.05)
+        assert self.clock.seconds() - start <= STALL + 0.5
+        while not stuck.lost:
+            self.talk(flooder, FAIR + 1)
+            said += FAIR + 1
+            self.turn()
+            assert loud.reading
+        assert said < HARD + 2 * FAIR
+        assert stuck.lost == ["slow"]
+
+    def test_a_flooder_goes_on_when_the_slow_one_leaves(self) -> None:
+        slow, loud = Ear(1), Ear()
+        member = self.follow(slow)
+        flooder = self.follow(loud)
+        while loud.reading:
+            self.talk(flooder, FAIR + 1)
+            self.turn()
+        member.stop()
+        self.clock.advance(0)
+        assert loud.reading
+        assert self.clock.getDelayedCalls() == []
+
+    def test_a_flooder_that_goes_to_another_room_is_read_there(self) -> None:
+        slow, loud = Ear(1), Ear()
+        self.follow(slow)
+        flooder = self.follow(loud)
+        while loud.reading:
+            self.talk(flooder, FAIR + 1)
+            self.turn()
+        flooder.leave("main")
+        assert loud.reading
+        assert flooder.follow("other", plain)
+
+    def test_a_flooder_that_leaves_meanwhile_is_left_alone(self) -> None:
+        slow, loud = Ear(1), Ear()
+        self.follow(slow)
+        flooder = self.follow(loud)
+        while loud.reading:
+            self.talk(flooder, FAIR + 1)
+            self.turn()
+        flooder.stop()
+        slow.takes(None)
+        self.clock.advance(1)
+        assert not loud.reading
+
+    def test_what_is_said_faster_than_it_is_written_is_not_read(self) -> None:
+        (loud,) = ears = self.ears(1)
+        flooder = loud.producer
+        while loud.reading:
+            self.talk(flooder, FAIR)
+        assert self.ring._rooms["main"].size <= BRIM + 2 * FAIR
+        self.turn()
+        assert loud.reading
+        assert len(loud.heard) > BRIM
+        ears += self.ears(WORK // LEAST)
+        self.talk(flooder, 10)
+        self.clock.pump([GAP] * 40)
+        said = 0
+        while loud.reading:
+            self.talk(flooder, FAIR)
+            said += FAIR
+        assert said <= LEAST + 3 * FAIR
+        self.clock.pump([GAP] * 40)
+        assert loud.reading
+        assert len({len(ear.heard) for ear in ears[1:]}) == 1
+
+    def test_who_is_not_known_cannot_be_held_back_and_harms_nobody(self) -> None:
+        slow, well = Ear(1), Ear()
+        self.follow(slow)
+        self.follow(well)
+        for _ in range(4):
+            self.say(b"x" * FLOOD)
+            self.turn()
+        assert well.reading
+        assert len(well.heard) == 4 * (FLOOD + 1)
+
+
+class RoomsTests(RingCase):
+    """One consumer in several rooms."""
+
+    def seat(self, ear: Ear, *rooms: str, echo: bool = True) -> Seat:
+        seat = self.ring.seat(ear, ear, ear.lost.append)
+        for room in rooms:
+            assert seat.follow(room, plain, echo)
+        return seat
+
+    def test_a_seat_hears_all_its_rooms_in_the_order_of_the_turns(self) -> None:
+        ana = Ear()
+        self.seat(ana, "a", "b")
+        for number in range(6):
+            self.say(f"{number}", room="ab"[number % 2])
+            self.turn()
+        assert ana.heard == b"0\n1\n2\n3\n4\n5\n"
+
+    def test_so_does_one_that_is_slow(self) -> None:
+        ana, ben = Ear(1), Ear()
+        self.seat(ana, "a", "b")
+        self.seat(ben, "b", "a")
+        for number in range(50):
+            self.say(f"{number}", room="aab"[number % 3])
+            self.turn()
+        assert ana.heard == b"0\n"
+        for _ in range(5):
+            ana.takes(10)
+        ana.takes(None)
+        assert ana.heard == ben.heard
+
+    def test_an_answer_comes_after_what_was_said_in_any_of_its_rooms(self) -> None:
+        for room in (None, 1):
+            ana = Ear(room)
+            seat = self.seat(ana, "a", "b")
+            self.say("1", room="a")
+            seat.private(b"2\n")
+            self.say("3", room="b")
+            seat.private(b"4\n")
+            self.say("5", room="a")
+            self.turn()
+            ana.takes(None)
+            assert bytes(ana.heard).index(b"1") < bytes(ana.heard).index(b"2")
+            assert bytes(ana.heard).index(b"3") < bytes(ana.heard).index(b"4")
+            assert bytes(ana.heard).index(b"4") < bytes(ana.heard).index(b"5")
+            assert sorted(bytes(ana.heard)) == sorted(b"1\n2\n3\n4\n5\n")
+
+    def test_who_left_a_room_still_hears_what_was_said_before(self) -> None:
+        ana, slow = Ear(), Ear(1)
+        for ear in (ana, slow):
+            seat = self.seat(ear, "a", "b")
+            self.say("1", room="b")
+            self.turn()
+            self.say("2", room="a")
+            seat.leave("a")
+            self.say("3", room="a")
+            self.say("4", room="b")
+            self.turn()
+            self.say("5", room="a")
+            self.say("6", room="b")
+            self.turn()
+            seat.leave("b")
+            seat.leave("never followed")
+            self.say("7", room="b")
+            self.turn()
+            ear.takes(None)
+            assert ear.heard == b"1\n2\n4\n6\n"
+            seat.stop()
+        assert self.ring._rooms == {}
+
+    def test_who_comes_back_in_the_same_turn_misses_only_what_was_said_meanwhile(self) -> None:
+        ana = Ear()
+        seat = self.seat(ana, "a")
+        self.say("1", room="a")
+        seat.leave("a")
+        self.say("2", room="a")
+        assert seat.follow("a", plain)
+        self.say("3", room="a")
+        self.turn()
+        assert ana.heard == b"1\n3\n"
+
+    def test_who_joins_hears_what_is_said_from_then_on_also_within_a_turn(self) -> None:
+        ana, ben = Ear(), Ear()
+        self.say("before", room="a")
+        self.seat(ana, "a")
+        newcomer = self.ring.seat(ben, ben, ben.lost.append)
+        assert newcomer.follow("a", plain, new=True)
+        self.say("after", room="a")
+        self.turn()
+        assert ana.heard == b"after\n"
+        assert ben.heard == b"before\nafter\n"
+
+    def test_following_twice_changes_nothing(self) -> None:
+        ana = Ear()
+        seat = self.seat(ana, "a", "a")
+        self.say("1", room="a")
+        self.turn()
+        assert ana.heard == b"1\n"
+        seat.leave("a")
+        assert self.ring._rooms == {}
+
+    def test_one_without_echo_hears_the_others_only(self) -> None:
+        ana, ben = Ear(), Ear()
+        one, other = self.seat(ana, "a", "b", echo=False), self.seat(ben, "a", "b")
+        for _ in range(2):
+            self.ring.publish("a", [Line(b"mine")], one)
+            self.ring.publish("a", [Line(b"mine too"), Line(b"and this")], one)
+            one.private(b"answer\n")
+            self.ring.publish("a", [Line(b"yours")], other)
+            self.ring.publish("b", [Line(b"mine")], one)
+            self.ring.publish("elsewhere", [Line(b"mine")], one)
+            self.turn()
+        assert ana.heard == b"answer\nyours\n" * 2
+        assert ben.heard == b"mine\nmine too\nand this\nyours\nmine\n" * 2
+
+    def test_its_end_comes_after_what_was_said_in_all_its_rooms(self) -> None:
+        ana = Ear(1)
+        seat = self.seat(ana, "a", "b", "c")
+        self.say("1", room="a")
+        self.turn()
+        ends: list[bytes] = []
+        self.say("2", room="b")
+        seat.stop(after=lambda: ends.append(bytes(ana.heard)))
+        self.say("3", room="c")
+        assert not seat.follow("d", plain)
+        self.turn()
+        ana.takes(None)
+        assert ends == [b"1\n2\n"]
+        assert not seat.follow("d", plain)
+
+    def test_a_slow_seat_in_many_rooms_costs_little_and_gets_everything(self) -> None:
+        ana, ben = Ear(1), Ear()
+        seat = self.seat(ana, *"abcde")
+        self.seat(ben, *"abcde")
+        for number in range(1000):
+            self.say(f"{number}", room="abcde"[number % 5])
+            self.turn()
+        assert len(seat._script) < 300
+        ana.takes(None)
+        assert sorted(ana.heard.split()) == sorted(ben.heard.split())
+        for room in range(5):
+            own = [int(one) for one in ana.heard.split() if int(one) % 5 == room]
+            assert own == sorted(own)
+
+    def test_what_is_not_shown_is_not_written(self) -> None:
+        def silent(lines: Sequence[Line], at: float) -> bytes:
+            return plain([line for line in lines if line.kind is Kind.SAY], at)
+
+        ana = Ear()
+        self.follow(ana, silent)
+        self.ring.publish("main", [Line(b"", "ben", Kind.JOIN)])
+        self.turn()
+        assert ana.writes == 0
+        ana.producer.private(b"1\n")
+        self.ring.publish("main", [Line(b"", "ben", Kind.QUIT)])
+        ana.producer.private(b"2\n")
+        self.turn()
+        assert ana.heard == b"1\n2\n"
+
+    def test_lines_know_when_they_were_said(self) -> None:
+        times: list[float] = []
+
+        def timed(lines: Sequence[Line], at: float) -> bytes:
+            times.append(at)
+            return plain(lines, at)
+
+        self.ring.now = iter([100.0, 200.0]).__next__
+        self.follow(Ear(), timed)
+        for _ in range(2):
+            self.say("a", "b")
+            self.turn()
+        assert times == [100.0, 200.0]
+
+    def test_rooms_are_told_with_their_members(self) -> None:
+        self.seat(Ear(), "b", "a")
+        self.seat(Ear(), "b")
+        assert self.successResultOf(self.ring.rooms()) == [("a", 1), ("b", 2)]
+
+    def test_there_are_only_so_many_rooms(self) -> None:
+        self.ring.bounds(rooms=2, history=0)
+        ana = Ear()
+        seat = self.seat(ana, "a", "b")
+        assert not seat.follow("c", plain)
+        self.say("lost", room="c")
+        self.turn()
+        seat.leave("a")
+        assert seat.follow("c", plain)
+        self.say("x", room="c")
+        self.turn()
+        assert ana.heard == b"x\n"
+
+    def test_a_room_of_which_only_the_history_is_left_makes_room_for_another(self) -> None:
+        self.ring.bounds(rooms=3, history=10)
+        self.ring.now = iter(range(1, 100)).__next__
+        seat = self.seat(Ear(), "a", "b")
+        for room in ("a", "b", "c"):
+            self.say("x", room=room)
+            self.turn()
+        seat.leave("a")
+        assert self.successResultOf(self.ring.rooms()) == [("a", 0), ("b", 1), ("c", 0)]
+        assert seat.follow("d", plain)
+        assert self.successResultOf(self.ring.rooms()) == [("b", 1), ("c", 0), ("d", 1)]
+        (said,) = self.successResultOf(self.ring.history("c", 5))
+        assert said.text == b"x"
+        assert self.successResultOf(self.ring.history("a", 5)) == []
+
+    def test_history_holds_what_was_published_before_it_was_asked_for(self) -> None:
+        self.ring.bounds(rooms=3, history=10)
+        ana = Ear()
+        self.say("1", "2")
+        seat = self.seat(ana, "main")
+        past = self.successResultOf(self.ring.history("main", 5))
+        seat.private(b"".join(b"> %s\n" % said.text for said in past))
+        self.say("3")
+        self.turn()
+        assert ana.heard == b"> 1\n> 2\n3\n"

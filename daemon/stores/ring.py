@@ -1,4 +1,4 @@
-"""The room: what a turn says is joined once a dialect and written once a member, in one order.
+"""The rooms: what a turn says is joined once a dialect and written once a member, in one order.
 
 One `send` costs microseconds in any language, so the lines of a turn of the reactor are put
 together before anybody gets them (a flush). A dialect keeps one log of recent bytes for all its
@@ -6,232 +6,253 @@ members, and a member is an offset into it: whoever reads as fast as we write is
 end, and the log is empty again after the flush. A member whose transport is full stays where it
 is, costs nothing but its place, and goes on from there when it resumes.
 
-Limits
-    limit      bytes of the log a slow member may be behind; beyond that it is cut (`slow`)
-    PATIENCE   seconds (or a third more) a member may take nothing while something waits for it
+Slowness
+    SOFT       bytes a member may be behind; who stays further behind for PATIENCE is cut
+    PATIENCE   seconds to come back below SOFT
+    HARD       bytes behind at which one is cut at once who took nothing for STALL
+    STALL      seconds; who takes something now and then is slow, who takes nothing is stuck
+    FLOOD      bytes behind from which those who say much (more than FAIR bytes meanwhile) are not
+               read, until nobody is beyond SOFT: what they say waits in their own sockets. For a
+               member that is slow, not for one that is stuck
     OWN        bytes of private answers that may wait for one member before it is read no more
                (they answer what it said; until it takes them it shall say nothing)
-    CHUNK      bytes of one write: a full transport holds little more than it wanted
-    SLICE      members served a turn of the reactor: the other services get in between
-    GAP        seconds: after a flush we rest as long as it took, at most so long, unless HASTE
-               bytes wait
+
+Pace
+    SLICE      members served a turn of the reactor: the other services get in between. A long
+               write counts as one more for every WEIGHT bytes
+    GAP        seconds: after a flush we rest as long as it took, at most so long, unless more
+               waits for the next one than its brim: BRIM bytes, in large rooms fewer (WORK bytes
+               to all members together), down to LEAST. Beyond it, who says much is not read
+               until there was a flush
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from attrs import define, field
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from protocols.stores import Line, Render
+from daemon.stores.history import Past
+from daemon.stores.room import CHUNK, Dialect, Following, Room
+from protocols.stores import Line, Render, Said, Talker
 
 log = Logger()
 
-LIMIT = 4 << 20
-PATIENCE = 30.0
+SOFT = 96 << 10
+PATIENCE = 2.0
+HARD = 1536 << 10
+STALL = 0.5
+FLOOD = 256 << 10
+FAIR = 8 << 10
 OWN = 64 << 10
-CHUNK = 64 << 10
 SLICE = 256
+WEIGHT = 8 << 10
 GAP = 0.010
-HASTE = 256 << 10
+BRIM = 256 << 10
+WORK = 64 << 20
+LEAST = 16 << 10
+ROOMS = 1000
 
-_LOOKS = 3  # at the slow, within PATIENCE
+_LOOK = 0.25  # seconds between two looks at those who are late
+_WOVEN = 256  # steps of a script, from which on the order between rooms is no longer kept
+
+Span = tuple[Following, int, int]  # read up to this place, then go on from that one
+Mark = tuple[Following, int, int]  # the same in indexes into the lines of a turn
+Act = Callable[[], object]
 
 
 @implementer(IPushProducer)
 @define(eq=False, repr=False)
-class Member:
-    """`protocols.stores.Following`: a place in the log of a dialect, and what is only for it."""
+class Seat:
+    """`protocols.stores.Seat`: its places in the logs, and what is only for it.
+
+    What it gets next is the script; after it, whatever its logs hold. A private answer, or an end,
+    that belongs between lines still to be flushed waits as an aside of the ring.
+    """
 
     ring: Ring
-    room: Room
-    dialect: Dialect
     consumer: Any
+    talker: Talker
     lost: Callable[[str], object]
-    at: int
+    follows: dict[str, Following] = field(factory=dict, init=False)
+    busy: bool = field(default=False, init=False)  # a flush cannot just be written to it
     full: bool = field(default=False, init=False)  # the consumer takes no more for now
     gone: bool = field(default=False, init=False)
     muted: bool = field(default=False, init=False)
-    looks: int = field(default=0, init=False)  # of Ring._look since it last resumed
-    _own: deque[tuple[int, bytes]] = field(factory=deque, init=False)  # with their places
-    _owed: int = field(default=0, init=False)  # bytes in _own and in the room's asides
-    _end: int | None = field(default=None, init=False)  # the place where it stops
-    _after: Callable[[], object] | None = field(default=None, init=False)
+    asides: int = field(default=0, init=False)  # of the ring's, that are for this seat
+    held: set[Room] = field(factory=set, init=False)  # in which it says too much
+    places: dict[Following, None] = field(factory=dict, init=False)  # with those it is leaving
+    _script: deque[bytes | Span | Act] = field(factory=deque, init=False)
+    _owed: int = field(default=0, init=False)  # bytes in the script and in asides
+    _stopping: bool = field(default=False, init=False)
 
-    @property
-    def behind(self) -> bool:
-        """Something waits for it here (not in its transport)."""
-        return self.at < self.dialect.end or bool(self._own)
+    def follow(self, room: str, render: Render, echo: bool = True, new: bool = False) -> bool:
+        if self.gone or self._stopping:
+            return False
+        if room in self.follows:
+            return True
+        here = self.ring.open(room)
+        if here is None:
+            return False
+        self._weave()
+        dialect = here.dialect(render)
+        push = getattr(self.consumer, "push", self.consumer.write)
+        place = Following(self, here, dialect, echo, dialect.end, push)
+        dialect.members[place] = self.places[place] = None
+        if self.full:
+            dialect.slow[place] = None
+        self.follows[room] = place
+        if here.lines and not new:
+            self.ring.skip(place, 0)
+        return True
+
+    def leave(self, room: str) -> None:
+        place = self.follows.get(room)
+        if place is not None and not self._stopping:
+            self._aside(place)
+            self.follows.pop(room, None)
 
     def private(self, data: bytes) -> None:
-        if self.gone or self._after is not None:
+        if self.gone or self._stopping or not data:
             return
         self._owed += len(data)
-        self.room.aside(self, data)
-        if self._owed > OWN and not self.muted:
-            self.muted = True
-            self.consumer.pauseProducing()
+        self._aside(data)
+        if self._owed > OWN:
+            self.mute()
 
-    def stop(self, after: Callable[[], object] | None = None) -> None:
+    def stop(self, after: Act | None = None) -> None:
         if self.gone:
             return
         if after is None:
-            self.ring.leave(self)
-        elif self._after is None:
-            self._after = after
-            self.room.aside(self, None)
-
-    def place(self, at: int, data: bytes | None) -> None:
-        """`data` belongs at `at`, after everything placed so far; None: nothing comes after."""
-        if data is None:
-            self._end = at
-        else:
-            self._own.append((at, data))
+            self.end()
+        elif not self._stopping:
+            self._stopping = True
+            self._aside(partial(self.end, after))
 
     def serve(self) -> None:
         """Write what is owed until the consumer is full."""
-        while not (self.full or self.gone):
-            data = self._next()
-            if not data:
+        script = self._script
+        while not self.gone:
+            if script and callable(step := script[0]):
+                script.popleft()
+                step()
+            elif self.full:
                 break
-            self.consumer.write(data)
-        if self.muted and not self._owed and self._after is None:
+            elif data := self._next():
+                self.consumer.write(data)
+            elif not script:  # what came before a step may have been nothing
+                break
+        self.busy = self.full or self.gone or bool(script)
+        if self.muted:
+            self.unmute()
+
+    def mute(self) -> None:
+        if not (self.muted or self.gone):
+            self.muted = True
+            self.talker.pauseProducing()
+
+    def unmute(self) -> None:
+        """Let it be read again, if nothing is against it any more."""
+        if self.muted and not (self._owed or self.held or self.gone):
             self.muted = False
-            self.consumer.resumeProducing()
-        if self._end is not None and self.at == self._end and not self._own and not self.gone:
-            self.ring.leave(self)
-            if self._after is not None:
-                self._after()
+            if not self._stopping:
+                self.talker.resumeProducing()
+
+    def place(self, spans: Iterable[Span], step: bytes | Act | Following | None) -> None:
+        """The `spans`, and then `step`, come after everything placed so far."""
+        self._script += spans
+        if isinstance(step, Following):
+            step.last = max([last for place, last, _ in spans if place is step], default=step.end)
+            step = partial(self._drop, step)
+        if step is not None:
+            self._script.append(step)
+        self.busy = True
+
+    def settle(self) -> None:
+        """Before a flush: what a slow one lacks of several rooms comes before what is new."""
+        if len(self.places) > 1 and len(self._script) < _WOVEN:
+            self._weave()
+
+    def end(self, after: Act | None = None) -> None:
+        """It has left; what is still owed is dropped."""
+        self.gone = self.busy = True
+        for place in [*self.places]:
+            self._drop(place)
+        self.follows.clear()
+        self._script.clear()
+        self.consumer.unregisterProducer()
+        if after is not None:
+            after()
+
+    def _weave(self) -> None:
+        spans = [(place, place.end, place.end) for place in self.places if place.lag]
+        if spans and not (self._script and self._script[-1] == spans[-1]):
+            self._script += spans
+            self.busy = True
+
+    def _aside(self, step: bytes | Act | Following) -> None:
+        if not self.ring.aside(self, step):
+            self._weave()
+            self.place((), step)
+            self.serve()
 
     def _next(self) -> bytes:
-        """At least CHUNK bytes of what is owed, or all of it."""
-        if not self._own and self._end is None:
-            data = self.dialect.read(self.at, self.dialect.end)
-            self.at += len(data)
-            return data
+        """At least CHUNK bytes of what may be written by now, or all of it."""
         parts: list[bytes] = []
         size = 0
-        while size < CHUNK:
-            if self._own and self._own[0][0] == self.at:
-                part = self._own.popleft()[1]
-                if len(part) > CHUNK:
-                    self._own.appendleft((self.at, part[CHUNK:]))
-                    part = part[:CHUNK]
+        script = self._script
+        while script and size < CHUNK:
+            step = script[0]
+            if isinstance(step, bytes):
+                script.popleft()
+                part = step[:CHUNK]
+                if len(step) > CHUNK:
+                    script.appendleft(step[CHUNK:])
                 self._owed -= len(part)
+            elif isinstance(step, tuple):
+                place, last, then = step
+                part = place.dialect.read(place.at, last)
+                place.at += len(part)
+                if place.at >= last:
+                    script.popleft()
+                    place.at = then
             else:
-                last = self.dialect.end if self._end is None else self._end
-                part = self.dialect.read(self.at, self._own[0][0] if self._own else last)
-                self.at += len(part)
-                if not part:
-                    break
+                break
             parts.append(part)
             size += len(part)
-        return b"".join(parts)
+        if not script:
+            for place in self.places:
+                while size < CHUNK and (part := place.dialect.read(place.at, place.end)):
+                    place.at += len(part)
+                    parts.append(part)
+                    size += len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _drop(self, place: Following) -> None:
+        del self.places[place]
+        self.held.discard(place.room)
+        self.ring.left(place)
 
     def pauseProducing(self) -> None:
-        self.full = True
-        self.ring.paused(self)
+        self.full = self.busy = True
+        for place in self.places:
+            place.dialect.slow[place] = None
 
     def resumeProducing(self) -> None:
         self.full = False
-        self.looks = 0
         self.serve()
-        if not self.full:
-            self.ring.resumed(self)
+        self.ring.moved(self)
 
     def stopProducing(self) -> None:
         """The transport is gone; its connection will stop us."""
-
-
-@define(eq=False, repr=False)
-class Dialect:
-    """The members of a room that are spoken to alike, and the bytes some of them still lack.
-
-    Places count from the first byte ever said in the dialect.
-    """
-
-    render: Render
-    members: dict[Member, None] = field(factory=dict, init=False)
-    slow: dict[Member, None] = field(factory=dict, init=False)  # those whose transport is full
-    start: int = field(default=0, init=False)  # the place of the log's first byte
-    fresh: int = field(default=0, init=False)  # where the last flush began
-    _log: bytearray = field(factory=bytearray, init=False)
-    _chunks: dict[int, bytes] = field(factory=dict, init=False)  # of the last flush, by place
-
-    @property
-    def end(self) -> int:
-        return self.start + len(self._log)
-
-    def add(self, lines: Sequence[Line], cuts: Sequence[int]) -> dict[int, int]:
-        """Append `lines`. Tells at which place each index into them that is in `cuts` came."""
-        places, parts = {0: self.end}, []
-        for first, last in pairwise(cuts):
-            parts.append(self.render(lines[first:last]))
-            places[last] = places[first] + len(parts[-1])
-        data = b"".join(parts)
-        self.fresh = self.end
-        self._log += data
-        self._chunks = {self.fresh + i: data[i : i + CHUNK] for i in range(0, len(data), CHUNK)}
-        return places
-
-    def read(self, at: int, last: int) -> bytes:
-        """Some bytes from `at` on, none from `last` on; nothing only if at == last."""
-        chunk = self._chunks.get(at)
-        if chunk is not None and at + len(chunk) <= last:
-            return chunk
-        return bytes(self._log[at - self.start : min(last, at + CHUNK) - self.start])
-
-    def fallen(self, limit: int) -> list[Member]:
-        """Those who lack more than `limit` bytes, and not only since the last flush."""
-        floor = min(self.fresh, self.end - limit)
-        return [member for member in self.slow if member.at < floor]
-
-    def trim(self) -> None:
-        """Forget what nobody lacks."""
-        keep = min((member.at for member in self.slow), default=self.end)
-        del self._log[: keep - self.start]
-        self.start = keep
-        self._chunks.clear()
-
-
-@define(eq=False, repr=False)
-class Room:
-    """Who follows, and what was said since the last flush."""
-
-    name: str
-    dialects: dict[Render, Dialect] = field(factory=dict, init=False)
-    lines: list[Line] = field(factory=list, init=False)
-    size: int = field(default=0, init=False)  # bytes in `lines`
-    _asides: list[tuple[int, Member, bytes | None]] = field(factory=list, init=False)
-
-    def say(self, lines: Sequence[Line]) -> None:
-        self.lines += lines
-        self.size += sum([len(line.text) for line in lines])
-
-    def aside(self, member: Member, data: bytes | None) -> None:
-        """`data` for `member` alone, after what was said so far; None: its end is there."""
-        if self.lines:
-            self._asides.append((len(self.lines), member, data))
-        else:
-            member.place(member.dialect.end, data)
-            member.serve()
-
-    def gather(self) -> list[Member]:
-        """Put what was said into the logs. The members, each to be served."""
-        lines, self.lines, self.size = self.lines, [], 0
-        asides, self._asides = self._asides, []
-        cuts = sorted({0, len(lines), *(index for index, _, _ in asides)})
-        places = {d: d.add(lines, cuts) for d in self.dialects.values()}
-        for index, member, data in asides:
-            if not member.gone:
-                member.place(places[member.dialect][index], data)
-        return [member for dialect in places for member in dialect.members]
 
 
 def _nobody() -> None:
@@ -243,83 +264,136 @@ class Ring:
     """`protocols.stores.Broadcast` in one process.
 
     accept: called before a flush decides who gets it, so that whoever waits in a listening
-    backlog is let in first.
+    backlog is let in first. now: seconds since the epoch.
     """
 
     clock: IReactorTime
-    accept: Callable[[], None] = _nobody
-    limit: int = LIMIT
+    past: Past = field(factory=Past)
+    accept: Act = _nobody
+    now: Callable[[], float] = time.time
+    most: int = ROOMS
     _rooms: dict[str, Room] = field(factory=dict, init=False)
     _talking: dict[Room, None] = field(factory=dict, init=False)  # rooms with something to flush
-    _flushing: bool = field(default=False, init=False)  # slices are still to be served
+    _asides: list[tuple[Seat, list[Mark], Any]] = field(factory=list, init=False)
+    _at: float = field(default=0.0, init=False)  # when this turn's lines are said; 0: none are
+    _flushing: Iterator[int] | None = field(default=None, init=False)  # slices still to be served
     _rested: float = field(default=0.0, init=False)  # when the next flush may begin
     _due: IDelayedCall | None = field(default=None, init=False)
-    _slow: set[Member] = field(factory=set, init=False)
+    _late: dict[Room, None] = field(factory=dict, init=False)  # where somebody is too far behind
     _looking: IDelayedCall | None = field(default=None, init=False)
 
-    def publish(self, room: str, lines: Sequence[Line]) -> None:
-        here = self._room(room)
-        here.say(lines)
+    def bounds(self, rooms: int, history: int) -> None:
+        self.most = rooms
+        self.past.keep(history)
+
+    def seat(self, consumer: Any, talker: Talker, lost: Callable[[str], object]) -> Seat:
+        seat = Seat(self, consumer, talker, lost)
+        consumer.registerProducer(seat, True)
+        return seat
+
+    def publish(self, room: str, lines: Sequence[Line], by: Seat | None = None) -> None:
+        here = self._rooms.get(room) or self.open(room)
+        if here is None:
+            return
+        if not self._at:
+            self._at = self.now()
+        size = here.say(lines)
+        self.past.add(room, lines, self._at)
+        if by is not None:
+            place = by.follows.get(room)
+            if place is not None and not place.echo:
+                self.skip(place, len(here.lines) - len(lines))
+            if here.held or here.size > here.brim:
+                here.spoken[by] = spoken = here.spoken.get(by, 0) + size
+                if spoken > FAIR:
+                    by.held.add(here)
+                    by.mute()
         self._talking[here] = None
-        self._plan(hurry=here.size > HASTE)
+        self._plan(hurry=here.size > here.brim)
 
-    def follow(
-        self, room: str, render: Render, consumer: Any, lost: Callable[[str], object]
-    ) -> Member:
-        here = self._room(room)
-        dialect = here.dialects.get(render)
-        if dialect is None:
-            dialect = here.dialects[render] = Dialect(render)
-        member = Member(self, here, dialect, consumer, lost, dialect.end)
-        dialect.members[member] = None
-        consumer.registerProducer(member, True)
-        return member
+    def rooms(self) -> Deferred[Sequence[tuple[str, int]]]:
+        found = dict.fromkeys(self.past.rooms(), 0)
+        found |= {name: len(room) for name, room in self._rooms.items()}
+        return succeed(sorted(found.items()))
 
-    def leave(self, member: Member) -> None:
-        """It follows no more; what is still owed to it is dropped."""
-        member.gone = True
-        room, dialect = member.room, member.dialect
-        del dialect.members[member]
-        self.resumed(member)
-        if not dialect.members:
-            del room.dialects[dialect.render]
-            self._forget(room)
-        member.consumer.unregisterProducer()
+    def history(self, room: str, most: int, before: int | None = None) -> Deferred[Sequence[Said]]:
+        return self.past.read(room, most, before)
 
-    def cut(self, member: Member, outcome: str = "slow") -> None:
-        """It cannot be kept."""
-        if not member.gone:
-            self.leave(member)
-            member.lost(outcome)
-
-    def paused(self, member: Member) -> None:
-        self._slow.add(member)
-        member.dialect.slow[member] = None
-        if self._looking is None:
-            self._looking = self.clock.callLater(PATIENCE / _LOOKS, self._look)
-
-    def resumed(self, member: Member) -> None:
-        """It has got everything, or is gone."""
-        self._slow.discard(member)
-        if member.dialect.slow.pop(member, True) is None and not self._flushing:
-            member.dialect.trim()
-        if not self._slow and self._looking is not None:
-            self._looking.cancel()
-            self._looking = None
-
-    def _room(self, name: str) -> Room:
+    def open(self, name: str) -> Room | None:
+        """The room, made if need be; None: there are too many."""
         room = self._rooms.get(name)
         if room is None:
+            known = {*self.past.rooms()}
+            if name not in known and len(known | self._rooms.keys()) >= self.most:
+                empty = self.past.oldest(self._rooms)
+                if empty is None:
+                    return None
+                self.past.forget(empty)
             room = self._rooms[name] = Room(name)
         return room
+
+    def aside(self, seat: Seat, step: bytes | Act | Following) -> bool:
+        """`step` comes after what was said so far; False: all of that was flushed already."""
+        marks = [(p, index := len(p.room.lines), index) for p in seat.follows.values()]
+        if not (seat.asides or any(index for _, index, _ in marks)):
+            return False
+        self._asides.append((seat, marks, step))
+        seat.asides += 1
+        return True
+
+    def skip(self, place: Following, first: int) -> None:
+        """The lines of this turn from `first` on, up to now, are not for it."""
+        last = len(place.room.lines)
+        if self._asides:
+            _, marks, step = self._asides[-1]
+            if step is None and marks[0][0] is place and marks[0][2] == first:
+                marks[0] = (place, marks[0][1], last)
+                return
+        self._asides.append((place.seat, [(place, first, last)], None))
+        place.seat.asides += 1
+
+    def cut(self, seat: Seat, outcome: str = "slow") -> None:
+        """It cannot be kept."""
+        if not seat.gone:
+            seat.end()
+            seat.lost(outcome)
+
+    def left(self, place: Following) -> None:
+        """It is in its dialect no more."""
+        room, dialect = place.room, place.dialect
+        del dialect.members[place]
+        if dialect.slow.pop(place, True) is None:
+            self._caught_up(dialect)
+        if not dialect.members:
+            del room.dialects[dialect.render]
+        self._look_soon(room)
+        self._forget(room)
+
+    def moved(self, seat: Seat) -> None:
+        """Its consumer took something."""
+        now = self.clock.seconds()
+        for place in seat.places:
+            if not seat.full and place.dialect.slow.pop(place, True) is None:
+                self._caught_up(place.dialect)
+            if place.late is not None:
+                place.moved = now
+                if place.lag <= SOFT:
+                    place.late = None
+                    self._look_soon(place.room)
+
+    def _caught_up(self, dialect: Dialect) -> None:
+        if self._flushing is None:
+            dialect.trim()
 
     def _forget(self, room: Room) -> None:
         """Nobody follows and nothing is to be said: the room is no more."""
         if not room.dialects and room not in self._talking and self._rooms.get(room.name) is room:
             del self._rooms[room.name]
 
+    # --- flushes
+
     def _plan(self, hurry: bool = False) -> None:
-        if self._flushing:
+        if self._flushing is not None:
             return
         if self._due is None:
             rest = 0.0 if hurry else max(0.0, self._rested - self.clock.seconds())
@@ -331,40 +405,133 @@ class Ring:
         self._due = None
         began = self.clock.seconds()
         self.accept()
-        rooms, self._talking = list(self._talking), {}
-        members = [member for room in rooms for member in room.gather()]
-        self._flushing = True
-        self._serve(rooms, members, 0, self.clock.seconds() - began)
+        rooms, self._talking = [*self._talking], {}
+        seats = self._gather(rooms)
+        self._flushing = self._deliver(rooms, seats)
+        self._serve(rooms, self.clock.seconds() - began)
 
-    def _serve(self, rooms: list[Room], members: list[Member], first: int, spent: float) -> None:
-        """A slice of the flush. spent: seconds that it took so far."""
-        began = self.clock.seconds()
-        for member in members[first : first + SLICE]:
+    def _gather(self, rooms: list[Room]) -> list[Seat]:
+        """Put what was said into the logs. The seats that have asides to be served."""
+        asides, self._asides = self._asides, []
+        at, self._at = self._at, 0.0
+        cuts: dict[Room, set[int]] = {room: set() for room in rooms}
+        for _, marks, _ in asides:
+            for place, first, last in marks:
+                if place.room in cuts:
+                    cuts[place.room] |= {first, last}
+        for room in rooms:
+            for dialect in room.dialects.values():
+                for place in dialect.slow:
+                    place.seat.settle()
+        places: dict[Dialect, dict[int, int]] = {}
+        for room in rooms:
+            places |= room.gather(cuts[room], at)
+            room.brim = min(BRIM, max(LEAST, WORK // (len(room) or 1)))
+        for seat, marks, step in asides:
+            seat.asides -= 1
+            if not seat.gone:
+                spans = []
+                for place, first, last in marks:
+                    of = places.get(place.dialect)
+                    if of is not None:
+                        spans.append((place, of[first], of[last]))
+                seat.place(spans, step)
+        return [*dict.fromkeys([seat for seat, _, _ in asides])]
+
+    def _deliver(self, rooms: list[Room], seats: list[Seat]) -> Iterator[int]:
+        """Write what was gathered; yields after each slice."""
+        work = 0
+        for room in rooms:
+            for dialect in [*room.dialects.values()]:
+                first, last = dialect.fresh, dialect.end
+                if first == last:
+                    continue
+                data = dialect.read(first, last)
+                whole = first + len(data) == last
+                weight = 1 + (last - first) // WEIGHT
+                for place in [*dialect.members]:
+                    if work >= SLICE:
+                        work = 0
+                        yield SLICE
+                    work += weight
+                    try:
+                        if whole and place.at == first and not place.seat.busy:
+                            place.at = last
+                            place.push(data)
+                        else:
+                            place.seat.serve()
+                    except Exception:
+                        self._failed(place.seat)
+        for seat in seats:
             try:
-                member.serve()
+                seat.serve()
             except Exception:
-                log.failure("a member of {room} cannot be written to", room=member.room.name)
-                self.cut(member, "failed")
+                self._failed(seat)
+
+    def _failed(self, seat: Seat) -> None:
+        log.failure("a member cannot be written to and is cut")
+        self.cut(seat, "failed")
+
+    def _serve(self, rooms: list[Room], spent: float) -> None:
+        """A slice of the flush. spent: seconds that it took so far."""
+        assert self._flushing is not None
+        began = self.clock.seconds()
+        more = next(self._flushing, 0)
         now = self.clock.seconds()
         spent += now - began
-        if first + SLICE < len(members):
-            self.clock.callLater(0, self._serve, rooms, members, first + SLICE, spent)
+        if more:
+            self.clock.callLater(0, self._serve, rooms, spent)
             return
-        self._flushing = False
+        self._flushing = None
         for room in rooms:
-            for dialect in list(room.dialects.values()):
-                for member in dialect.fallen(self.limit):
-                    self.cut(member)
+            self._judge(room)
+            for dialect in room.dialects.values():
                 dialect.trim()
             self._forget(room)
         self._rested = now + min(GAP, spent)
         if self._talking:
             self._plan()
 
+    # --- the slow
+
+    def _judge(self, room: Room) -> None:
+        """Cut who is too slow; hold the talkers back while somebody is slow, and no longer."""
+        now = self.clock.seconds()
+        late = held = False
+        for place in [place for dialect in room.dialects.values() for place in dialect.slow]:
+            lag = place.lag
+            if lag <= SOFT:
+                continue
+            if place.late is None:
+                place.late = place.moved = now
+            stuck = now - place.moved >= STALL
+            fallen = stuck and lag > HARD and place.at < place.dialect.fresh
+            if fallen or now - place.late > PATIENCE:
+                self.cut(place.seat)
+                continue
+            late = True
+            held = held or (not stuck and (room.held or lag > FLOOD))
+        room.held = held
+        if not held:
+            spoken, room.spoken = room.spoken, {}
+            for seat in spoken:
+                seat.held.discard(room)
+                seat.unmute()
+        if late:
+            self._late[room] = None
+        else:
+            self._late.pop(room, None)
+        if self._late and self._looking is None:
+            self._looking = self.clock.callLater(_LOOK, self._look)
+        elif self._looking is not None and not self._late:
+            self._looking.cancel()
+            self._looking = None
+
+    def _look_soon(self, room: Room) -> None:
+        if self._looking is not None and room in self._late:
+            self._looking.reset(0)
+
     def _look(self) -> None:
-        """Cut those who took nothing for PATIENCE seconds though something waited for them."""
-        self._looking = self.clock.callLater(PATIENCE / _LOOKS, self._look)
-        for member in list(self._slow):
-            member.looks = member.looks + 1 if member.behind else 0
-            if member.looks > _LOOKS:
-                self.cut(member)
+        self._looking = None
+        for room in [*self._late]:
+            self._judge(room)
