@@ -278,9 +278,12 @@ class LockTests(SynchronousTestCase):
     everything = (HOME / "requirements.txt").read_text()
 
     def pins(self, text: str) -> dict[str, str]:
-        found = re.findall(r"^([a-z0-9-]+)==(\S+)", text, re.MULTILINE)
-        assert len(found) == len(dict(found))
-        return dict(found)
+        """Name to version. A name may have two pins where each says for which Python it is."""
+        found = re.findall(r"^([a-z0-9-]+)==(\S+)( ;)?", text, re.MULTILINE)
+        always = [name for name, _, marker in found if not marker]
+        assert len(always) == len(set(always))
+        assert not {*always} & {name for name, _, marker in found if marker}
+        return {name: version for name, version, _ in found}
 
     def test_everything_includes_what_serves_and_repeats_no_pin_of_it(self) -> None:
         assert self.everything.startswith("-r requirements/daemon.txt\n")
