@@ -152,22 +152,61 @@ class Response:
         Raises ValueError for a status that is not final, and for a header that could be read as
         anything but one header of its own.
         """
-        if not 200 <= self.status <= 599:
-            raise ValueError(f"{self.status} is not the status of a final response")
-        for name, _ in self.headers:
-            if not (name.isascii() and name.replace("-", "").isalnum()) or name.lower() in _OURS:
-                raise ValueError(f"{name!r} cannot be a header of a response")
-        fields = "".join([f"{name}: {value}\r\n" for name, value in self.headers]).encode("latin-1")
-        if not _clean(fields) or fields.count(b"\n") != len(self.headers):
-            raise ValueError(f"control characters in a header: {fields!r}")
-        if connection:
-            fields += b"Connection: %b\r\n" % connection.encode()
         if self.status not in (204, 304):
-            fields += b"Content-Length: %d\r\n" % len(self.body)
+            framing = b"Content-Length: %d\r\n" % len(self.body)
         elif self.body:
             raise ValueError(f"a response of status {self.status} has no body")
-        line = _STATUS_LINES.get(self.status) or b"HTTP/1.1 %d \r\n" % self.status
-        return b"%b%b\r\n%b" % (line, fields, b"" if method == "HEAD" else self.body)
+        else:
+            framing = b""
+        head = _encode(self.status, self.headers, connection, framing)
+        return head if method == "HEAD" else head + self.body
+
+
+@frozen
+class Streamed:
+    """An answer whose body the owner of the connection writes, when its turn has come.
+
+    length: bytes of it; None: nobody knows yet, so it goes in chunks (`chunk`, LAST_CHUNK).
+    """
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    length: int | None
+    close: bool = False
+
+    def encode(self, connection: str = "") -> bytes:
+        """Its head, as `Response.encode`."""
+        if self.length is None:
+            framing = b"Transfer-Encoding: chunked\r\n"
+        else:
+            framing = b"Content-Length: %d\r\n" % self.length
+        return _encode(self.status, self.headers, connection, framing)
+
+
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+def chunk(data: bytes) -> bytes:
+    """Some bytes (at least one) of a body whose length nobody knows, framed."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def _encode(
+    status: int, headers: tuple[tuple[str, str], ...], connection: str, framing: bytes
+) -> bytes:
+    """The head of an answer; raises ValueError."""
+    if not 200 <= status <= 599:
+        raise ValueError(f"{status} is not the status of a final response")
+    for name, _ in headers:
+        if not (name.isascii() and name.replace("-", "").isalnum()) or name.lower() in _OURS:
+            raise ValueError(f"{name!r} cannot be a header of a response")
+    fields = "".join([f"{name}: {value}\r\n" for name, value in headers]).encode("latin-1")
+    if not _clean(fields) or fields.count(b"\n") != len(headers):
+        raise ValueError(f"control characters in a header: {fields!r}")
+    if connection:
+        fields += b"Connection: %b\r\n" % connection.encode()
+    line = _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+    return b"%b%b%b\r\n" % (line, fields, framing)
 
 
 class Body(Protocol):
@@ -191,9 +230,30 @@ class Exchange:
     _arriving: bool = False
     _answer: bytes | None = field(default=None, init=False)
     _last: bool = field(default=False, init=False)
+    _streamed: bool = field(default=False, init=False)
 
-    def answer(self, response: Response) -> None:
+    @property
+    def answered(self) -> bool:
+        return self._answer is not None
+
+    @property
+    def last(self) -> bool:
+        """Its answer, already given, ends the connection."""
+        return self._last
+
+    @property
+    def head(self) -> bytes:
+        """Of a streamed answer."""
+        return self._answer or b""
+
+    def finish(self) -> None:
+        """The body of a streamed answer was written; the next answer may follow."""
+        self._answer, self._streamed = b"", False
+
+    def answer(self, response: Response | Streamed) -> None:
         """Answer once; `Http1.ready` gives the bytes when their turn has come.
+
+        A streamed one is for its owner to write when it is at the `Http1.front`, and to `finish`.
 
         An answer given while the body still arrives is the last one of its connection. One that
         has no place any more (the request was cut off, an earlier answer closed) goes nowhere.
@@ -204,7 +264,12 @@ class Exchange:
         request = self.request
         last = response.close or self._arriving or not request.keep_alive
         stays = "keep-alive" if request.version == "1.0" else ""
-        self._answer = response.encode(request.method, "close" if last else stays)
+        connection = "close" if last else stays
+        if isinstance(response, Response):
+            self._answer = response.encode(request.method, connection)
+        else:
+            self._answer = response.encode(connection)
+            self._streamed = request.method != "HEAD"
         self._last = last
 
 
@@ -345,6 +410,7 @@ class Http1:
     # The request being read: what its head said; if it is streamed, its exchange and who takes its
     # body, else what came of it; how many bytes of the body, or of its chunk, are still to come.
     _head: _Head = field(init=False)
+    _raw: bytes = field(default=b"", init=False)  # that head as it came
     _exchange: Exchange | None = field(default=None, init=False)
     _body: Body | None = field(default=None, init=False)
     _collected: bytearray = field(factory=bytearray, init=False)
@@ -409,6 +475,8 @@ class Http1:
         out: list[bytes] = []
         waiting = self._waiting
         while waiting and (answer := waiting[0]._answer) is not None:
+            if waiting[0]._streamed:
+                break
             out.append(answer)
             if waiting.popleft()._last:
                 waiting.clear()
@@ -422,15 +490,42 @@ class Http1:
             self._refusal = b""
         return b"".join(out)
 
+    @property
+    def front(self) -> Exchange | None:
+        """The oldest that has not been answered wholly. If its answer is streamed, its owner may
+        write `head` and body once everything that `ready` gave is written."""
+        self._heed()
+        return self._waiting[0] if self._waiting else None
+
+    @property
+    def missing(self) -> int:
+        """Bytes of the streamed body that is being read, if its length was said: they alone come
+        next. Who reads them elsewhere says so by `took`."""
+        known = self._body is not None and not self._chunks and not self._rest
+        return self._missing if known and not self._over else 0
+
+    def took(self, count: int) -> None:
+        """So many of the `missing` bytes went to where the body goes, past `feed`."""
+        self._heed()
+        if not self._over and self._body is not None:
+            self._continue = False
+            self._missing -= count
+            if not self._missing:
+                self._end()
+
     # The steps: each reads on in `data` from `at` and returns how far it came, `at` itself when it
     # needs more than is there.
 
     def _read_head(self, data: bytes, at: int) -> int:
         start = at + 2 if data.startswith(b"\r\n", at) else at
-        end = self._section(data, start)
-        if end == start:
-            return at
-        self._head = head = _read(data[start:end], self._limits)
+        if self._raw and data.startswith(self._raw, start):  # a client says much the same each time
+            head, end, self._searched = self._head, start + len(self._raw), 0
+        else:
+            end = self._section(data, start)
+            if end == start:
+                return at
+            self._head = head = _read(data[start:end], self._limits)
+            self._raw = data[start:end]
         _, _, version, headers, _ = head
         chunks = "transfer-encoding" in headers
         if chunks:

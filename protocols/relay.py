@@ -35,39 +35,23 @@ from __future__ import annotations
 from functools import partial
 from typing import ClassVar
 
-from attrs import define, field, frozen
+from attrs import define, field
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from protocols.connection import Connection, Live, LiveFactory
-from protocols.options import count, duration, option
+from protocols.relay_delivery import Delivery, trouble
+from protocols.relay_http import BUSY, RelayHttp
+from protocols.relay_options import BOX, Options
 from protocols.spec import Context, Port, Spec
-from protocols.stores import Deposit, Depot, Gauge, Kernel, Parcel, StoreError, Ticket
+from protocols.stores import Deposit, Depot, Kernel, Label, Parcel, Shelved, StoreError
 
 log = Logger()
 
-BOX = "queue"
-LOOK = 0.05  # seconds between looks at acknowledgements that are still under way
+LEND = 1 << 16  # bytes of an upload after which a thread reads the rest
 TURN = 0.01  # seconds in which the reactor reads what came while it was busy
-
-
-@frozen
-class Options:
-    receiver_after: float = option(
-        1.0,
-        partial(duration, least=0.05, most=60.0),
-        "seconds of silence after which a peer is a receiver",
-    )
-    lease: float = option(
-        60.0,
-        partial(duration, least=1.0),
-        "seconds without progress after which a delivery is given back",
-    )
-    max_deliveries: int = option(
-        5, partial(count, least=1), "deliveries that break off before a file is parked"
-    )
 
 
 @define(eq=False, repr=False)
@@ -90,10 +74,26 @@ class Relay(Connection):
     def opened(self) -> None:
         self._receive_after(self.options.receiver_after, wait=True)
 
+    @property
+    def lease(self) -> float:
+        return self.options.lease
+
     def received(self, data: bytes) -> None:
         if self._upload is None:
-            self._upload = self._send()
+            try:
+                self._upload = self._send()
+            except StoreError as why:
+                self.abort("unstored", why.reason)
+                return
         self._upload.write(data)
+        if self._upload.size >= LEND:
+            self._upload.lend(self.transport)
+
+    def abort(self, outcome: str, detail: str = "") -> None:
+        upload, self._upload = self._upload, None
+        super().abort(outcome, detail)
+        if upload is not None:
+            upload.abort()  # a transport that is lent is aborted once it is back
 
     def finished(self) -> None:
         if self._upload is not None:
@@ -126,7 +126,7 @@ class Relay(Connection):
         if self._upload is None:
             return
         if self._doubtful and self.outcome == "reset":
-            self._upload.commit(parked=True).addErrback(_reason)
+            self._upload.commit(parked=True).addErrback(trouble)
         else:
             self._upload.abort()
 
@@ -145,9 +145,12 @@ class Relay(Connection):
             self._delivery = None
             self.kernel.reset_on_close(self.transport, True)
         self.detail = "its upload was " + ("parked" if self._doubtful else "dropped")
-        return self.depot.deposit(BOX, self)
+        options = self.options
+        copies = 0 if options.mode == "shared" else options.copies
+        label = Label(expires=options.expires, copies=copies)
+        return self.depot.deposit(BOX, self, label, options.allowance)
 
-    def _kept(self, ticket: Ticket) -> None:
+    def _kept(self, _: Shelved) -> None:
         if self.closing:
             return
         self.kernel.reset_on_close(self.transport, False)
@@ -158,7 +161,7 @@ class Relay(Connection):
         self.close("sent")
 
     def _unstored(self, failure: Failure) -> None:
-        self.abort("unstored", _reason(failure))
+        self.abort("unstored", trouble(failure))
 
     # As a receiver.
 
@@ -168,7 +171,10 @@ class Relay(Connection):
         self.later(seconds, lambda: self.later(TURN, lambda: self._receive(wait)))
 
     def _receive(self, wait: bool) -> None:
-        self._claim = self.depot.take(BOX, self.options.max_deliveries, wait)
+        # it has no other name than its address
+        host = str(getattr(self.transport.getPeer(), "host", "") or "local")
+        name = host if self.options.told_apart else ""
+        self._claim = self.depot.take(BOX, self.options.max_deliveries, wait, name)
         self._claim.addCallbacks(self._deliver, self._unclaimed)
 
     def _withdraw(self) -> None:
@@ -178,7 +184,7 @@ class Relay(Connection):
 
     def _unclaimed(self, failure: Failure) -> None:
         if not isinstance(failure.value, CancelledError):
-            self.abort("unread", _reason(failure))
+            self.abort("unread", trouble(failure))
 
     def _deliver(self, parcel: Parcel | None) -> None:
         self._claim = None
@@ -194,7 +200,7 @@ class Relay(Connection):
             return
         self.detail = f"file {parcel.ident} was given back"
         self._delivery = Delivery(self, parcel, gauge)
-        self._delivery.begin()
+        self._delivery.begin(partial(parcel.send, self.transport))
 
     def arrived(self) -> None:
         """The peer has all of its file."""
@@ -204,120 +210,23 @@ class Relay(Connection):
             self.transport.loseConnection()
 
 
-@define(eq=False, repr=False)
-class Delivery:
-    """One parcel on its way to one receiver, until it is there or was given back.
-
-    No progress for the lease, counted from the look that saw the last, is the end of it.
-    """
-
-    LOOKS: ClassVar[int] = 20  # a lease; so much later than meant it may end
-
-    to: Relay
-    parcel: Parcel
-    gauge: Gauge
-    _sending: Deferred[None] | None = field(default=None, init=False)
-    _unreadable: bool = field(default=False, init=False)
-    _fin: bool = field(default=False, init=False)
-    _seen: tuple[int | None, ...] = field(default=(), init=False)
-    _since: float = field(default=0.0, init=False)
-    _next: IDelayedCall | None = field(default=None, init=False)
-
-    def begin(self) -> None:
-        self._sending = self.parcel.send(self.to.transport)
-        self._sending.addCallbacks(self._written, self._stopped)
-        self.look()
-
-    def handed(self) -> None:
-        """Every byte and our FIN are with the kernel, which would now end it alone."""
-        self._fin = True
-        self.to.kernel.reset_on_close(self.to.transport, False)
-        self.look()
-
-    def look(self) -> None:
-        """Is it there, is it on its way, or is it lost?"""
-        self._forget_next()
-        to, lease, now = self.to, self.to.options.lease, self.to.live.clock.seconds()
-        acked, left = self.gauge.acknowledged(), self.gauge.outstanding()
-        if self._seen != (seen := (acked, left, self.parcel.sent)):
-            self._seen, self._since = seen, now
-        rest = lease - (now - self._since)
-        there = self._fin and not left and (acked is None or acked >= self.parcel.size)
-        if to.ended and self.gauge.dead():
-            to.abort("reset", to.detail)
-        elif there and (to.ended or rest <= 0):
-            self._leave()
-            self.parcel.done().addErrback(self._not_removed)
-            to.arrived()
-        elif rest <= 0:
-            to.abort("stuck", to.detail)
-        else:
-            soon = LOOK if self._fin and to.ended else lease / self.LOOKS
-            self._next = to.live.clock.callLater(rest if there else min(soon, rest), self.look)
-
-    def break_off(self) -> None:
-        """The peer is gone, and the file may have reached it or not."""
-        acked = self.gauge.acknowledged() or 0
-        self.give_back(counted=acked > 0 or self._unreadable)
-
-    def give_back(self, counted: bool = False) -> None:
-        self._leave()
-        self.parcel.release(counted).addErrback(self._not_counted)
-
-    def _written(self, _: None) -> None:
-        self._sending = None
-        self.to.transport.loseWriteConnection()
-
-    def _stopped(self, failure: Failure) -> None:
-        self._sending = None
-        if not isinstance(failure.value, CancelledError):
-            self._unreadable = True
-            self.to.abort("unread", f"file {self.parcel.ident}: {_reason(failure)}")
-
-    def _leave(self) -> None:
-        self._forget_next()
-        if self._sending is not None:
-            self._sending.cancel()
-        self.gauge.close()
-
-    def _forget_next(self) -> None:
-        timer, self._next = self._next, None
-        if timer is not None and timer.active():
-            timer.cancel()
-
-    def _not_removed(self, failure: Failure) -> None:
-        log.error(
-            "relay: file {ident} was received, but its removal was not stored ({reason}):"
-            " after a restart it may be handed out again",
-            ident=self.parcel.ident,
-            reason=_reason(failure),
-        )
-
-    def _not_counted(self, failure: Failure) -> None:
-        log.error(
-            "relay: file {ident} is back, but that its delivery broke off was not stored: {reason}",
-            ident=self.parcel.ident,
-            reason=_reason(failure),
-        )
-
-
-def _reason(failure: Failure) -> str:
-    """What a store says went wrong; anything but its own error is a defect, shown whole."""
-    if not isinstance(failure.value, StoreError):
-        log.failure("a store failed in a way it must not", failure)
-    return str(failure.value)
-
-
 def build(context: Context) -> dict[str, LiveFactory]:
     options: Options = context.options
     depot, kernel = context.stores.depot, context.kernel
-    live = Live("relay", context.clock)
-    return {"PORT": LiveFactory(live, lambda live: Relay(live, options, depot, kernel))}
+    depot.on_complete(options.on_complete)
+    raw, http = Live("relay", context.clock), Live("relay", context.clock, options.lease)
+    return {
+        "PORT": LiveFactory(raw, lambda live: Relay(live, options, depot, kernel)),
+        "HTTP_PORT": LiveFactory(http, lambda live: RelayHttp(live, options, depot, kernel)),
+    }
 
 
 SPEC = Spec(
     name="relay",
-    ports=(Port("PORT", 5011, resets=True),),
+    ports=(
+        Port("PORT", 5011, resets=True),
+        Port("HTTP_PORT", 5012, secondary=True, busy=BUSY),
+    ),
     build=build,
     options=Options,
     stores=frozenset({"depot"}),

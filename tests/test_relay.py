@@ -11,8 +11,10 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from protocols.options import KIND
-from protocols.relay import LOOK, SPEC, TURN, Delivery, Options, Relay
-from protocols.stores import Shelved, Source, StoreError, Stores, Ticket
+from protocols.relay import SPEC, TURN, Relay
+from protocols.relay_delivery import LOOK, Delivery
+from protocols.relay_options import Options
+from protocols.stores import Allowance, Label, Shelved, Source, StoreError, Stores
 from tests.wire import House, MemoryGauge, MemoryKernel, Peer
 
 
@@ -34,7 +36,7 @@ class MemoryParcel:
     def size(self) -> int:
         return len(self.data)
 
-    def send(self, transport: Any) -> Deferred[None]:
+    def send(self, transport: Any, head: bytes = b"", watch: bool = True) -> Deferred[None]:
         assert self.claimed
         self.sent, self._transport, self._sending = 0, transport, Deferred()
         sending = self._sending
@@ -76,14 +78,21 @@ class MemoryDeposit:
     source: Source
     data: bytes = b""
     fate: str = ""
-    kept: Deferred[Ticket] | None = None
+    kept: Deferred[Shelved] | None = None
     parked: bool = False
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+    def lend(self, transport: Any, most: int | None = None) -> bool:
+        return False
 
     def write(self, data: bytes) -> None:
         assert not self.fate
         self.data += data
 
-    def commit(self, parked: bool = False) -> Deferred[Ticket]:
+    def commit(self, parked: bool = False) -> Deferred[Shelved]:
         assert not self.fate
         self.fate, self.kept, self.parked = "committed", Deferred(), parked
         kept = self.kept
@@ -123,13 +132,15 @@ class MemoryDepot:
     def change(self) -> Deferred[None]:
         return fail(StoreError("disk full")) if self.trouble else succeed(None)
 
-    def add(self, data: bytes, parked: bool = False) -> Ticket:
+    def add(self, data: bytes, parked: bool = False) -> Shelved:
         self.last += 1
         if parked:
             self.parked.append(data)
         else:
             self.put(MemoryParcel(self, self.last, data))
-        return Ticket(self.last, len(data), "")
+        return Shelved(
+            str(self.last), "queue", "", len(data), "", "", None, 0, "waiting", len(data)
+        )
 
     def put(self, parcel: MemoryParcel) -> None:
         self.queue = sorted([*self.queue, parcel], key=lambda one: one.ident)
@@ -142,7 +153,7 @@ class MemoryDepot:
         parcel.claimed, parcel.most = True, most
         return parcel
 
-    def take(self, box: str, most: int, wait: bool = True) -> Deferred[Any]:
+    def take(self, box: str, most: int, wait: bool = True, receiver: str = "") -> Deferred[Any]:
         if self.trouble:
             return fail(StoreError("disk error"))
         if self.queue or not wait:
@@ -155,7 +166,11 @@ class MemoryDepot:
         self.waiters.append((waiter, most))
         return waiter
 
-    def deposit(self, box: str, source: Source) -> MemoryDeposit:
+    def on_complete(self, command: object) -> None: ...
+
+    def deposit(
+        self, box: str, source: Source, label: Label, allowance: Allowance
+    ) -> MemoryDeposit:
         self.deposits.append(MemoryDeposit(self, source))
         return self.deposits[-1]
 
@@ -171,7 +186,7 @@ class RelayCase(SynchronousTestCase):
         self.depot = MemoryDepot()
         self.house = House(
             SPEC,
-            stores=Stores(None, self.depot, None, None),  # type: ignore[arg-type]
+            stores=Stores(None, self.depot, None, None, None),  # type: ignore[arg-type]
         )
         self.clock, self.kernel = self.house.clock, self.house.kernel
         self.peers: list[Peer] = []
@@ -797,7 +812,7 @@ class DrainTests(RelayCase):
 
 class SpecTests(SynchronousTestCase):
     def test_it_listens_where_a_killed_daemon_resets(self) -> None:
-        (port,) = SPEC.ports
+        port, _ = SPEC.ports
         assert (port.key, port.number, port.resets) == ("PORT", 5011, True)
 
     def test_options_have_limits(self) -> None:

@@ -141,7 +141,7 @@ class QueueTests(DaemonCase):
         sender = self.connect()
         sender.sendall(os.urandom(100_000))
         folder = self.daemon.data / "relay"
-        self.comes(lambda: list(folder.glob("*.partial")), "no upload was begun")
+        self.comes(lambda: list(folder.glob("*.parcel")), "no upload was begun")
         reset(sender)
         self.daemon.says("reset (its upload was dropped)")
         self.put(b"whole")
@@ -217,7 +217,7 @@ class HalfClosedTests(DaemonCase):
 
     def has(self, folder: Path, size: int) -> bool:
         """Whether `size` bytes of the one upload under way are laid down."""
-        return [path.stat().st_size for path in folder.glob("*.partial")] == [size]
+        return [path.stat().st_size for path in folder.glob("*.parcel")] == [size]
 
 
 class SlowSenderTests(DaemonCase):
@@ -255,7 +255,7 @@ class SlowSenderTests(DaemonCase):
         slow.sendall(b"min")
         assert self.get() == b"theirs"
         reset(slow)
-        self.daemon.says("file 2 (3 bytes) is parked: its upload may be cut")
+        self.daemon.says("file 2 of queue (3 bytes) is parked: its upload may be cut")
         self.comes(lambda: self.rows() == [(2, 0, 1)], "it was not parked")
         assert self.get_now() == b""
 
@@ -269,7 +269,7 @@ class GiveBackTests(DaemonCase):
         for _ in range(5):
             assert "is parked" not in self.daemon.log
             reset(self.handed(2))
-        self.daemon.says("file 1 (300 bytes) is parked: 5 deliveries of it broke off")
+        self.daemon.says("file 1 of queue (300 bytes) is parked: 5 deliveries of it broke off")
         assert self.get() == b"good"
         assert self.get_now() == b""
         assert self.rows() == [(1, 5, 1)]

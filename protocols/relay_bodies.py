@@ -1,0 +1,258 @@
+"""Bodies on their way into the depot: a file, a part of one, or a form with several."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from attrs import define, field
+from multipart import (  # type: ignore[import-untyped]
+    MultipartError,
+    MultipartSegment,
+    PushMultipartParser,
+    parse_options_header,
+)
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from protocols import http_fields
+from protocols.http1 import Exchange, Request
+from protocols.options import duration
+from protocols.relay_answers import (
+    Answer,
+    Headers,
+    Refused,
+    as_json,
+    fields,
+    malformed,
+    page_of,
+    reason,
+)
+from protocols.stores import SUPERSEDED, Intake, Shelved, StoreError
+
+if TYPE_CHECKING:
+    from protocols.relay_http import RelayHttp
+
+FORM_FILES = 256  # of one form
+
+
+@define(eq=False, repr=False)
+class Uploading:
+    """A body on its way into the depot; `protocols.stores.Source` and `http1.Body` at once.
+
+    then: what the intake's commit means as an answer. own: headers of every error.
+    """
+
+    to: RelayHttp
+    exchange: Exchange
+    then: Callable[[Any], Answer]
+    own: Headers = ()
+    intake: Intake[Any] | None = field(default=None, init=False)
+    lent: bool = field(default=False, init=False)
+    paused: bool = field(default=False, init=False)
+    whole: bool = field(default=False, init=False)
+    over: bool = field(default=False, init=False)
+    _held: list[bytes] = field(factory=list, init=False)
+    _taken: int = field(default=0, init=False)  # bytes that were written to the intake, or lent
+
+    def open(self, intake: Intake[Any]) -> None:
+        """Here is where it goes; what came before goes first."""
+        if self.over:
+            intake.abort()
+            return
+        self.intake = intake
+        held, self._held = self._held, []
+        for data in held:
+            self.write(data)
+        self.resumeProducing()
+        if self.whole:
+            self._commit(intake)
+        else:
+            self.to.lend()
+
+    def write(self, data: bytes) -> None:
+        if self.intake is None:
+            self._held.append(data)
+            self.pauseProducing()
+        else:
+            self._taken += len(data)
+            self.intake.write(data)
+
+    def end(self) -> None:
+        self.whole = True
+        if self.intake is not None:
+            self._commit(self.intake)
+
+    def cut(self) -> None:
+        if self.over or self.whole:
+            return
+        self.over = True
+        self.to.uploading.pop(self.exchange, None)
+        if self.intake is not None:
+            self.intake.abort()
+
+    def lend(self, most: int) -> None:
+        """Let a thread read the rest."""
+        if self.intake is not None and not self.lent:
+            self.lent = self.intake.lend(self.to.transport, most)
+
+    def returned(self) -> None:
+        """The thread has taken what it was to take, or the peer broke off."""
+        assert self.intake is not None
+        self.lent = False
+        count, self._taken = self.intake.size - self._taken, self.intake.size
+        self.to.returned_from(count)
+
+    def pauseProducing(self) -> None:
+        self.paused = True
+        self.to.read_on()
+
+    def resumeProducing(self) -> None:
+        self.paused = False
+        self.to.read_on()
+
+    def broken(self, why: StoreError) -> None:
+        self.over = True
+        self.to.uploading.pop(self.exchange, None)
+        if why.reason == SUPERSEDED:
+            self.to.abort("superseded")
+        else:
+            self.to.answer(self.exchange, Refused.by(why, self.own).response())
+
+    def _commit(self, intake: Intake[Any]) -> None:
+        intake.commit().addCallbacks(self._kept, self._not_kept)
+
+    def _kept(self, result: Any) -> None:
+        self._over()
+        self.to.answer(self.exchange, self.then(result))
+
+    def _not_kept(self, failure: Failure) -> None:
+        self._over()
+        self.to.answer(self.exchange, Refused.by(reason(failure), self.own).response())
+
+    def _over(self) -> None:
+        self.over = True
+        self.to.uploading.pop(self.exchange, None)
+
+
+@define(eq=False, repr=False)
+class Form:
+    """A multipart/form-data body: each of its files is a deposit. All or, where one fails, those
+    that were whole before it."""
+
+    to: RelayHttp
+    exchange: Exchange
+    box: str
+    _parser: Any
+    _deposit: Any = field(default=None, init=False)
+    _name: str = field(default="", init=False)
+    _expires: float = field(init=False)
+    _field: bytearray | None = field(default=None, init=False)
+    _kept: list[Deferred[Shelved]] = field(factory=list, init=False)
+    _over: bool = field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._expires = self.to.options.expires
+
+    def write(self, data: bytes) -> None:
+        if self._over:
+            return
+        try:
+            for piece in self._parser.parse(data):
+                self._take(piece)
+        except MultipartError as error:
+            self._fail(malformed(f"the form is malformed: {error}"))
+        except Refused as refused:
+            self._fail(refused)
+        except ValueError as why:
+            self._fail(malformed(why))
+        except StoreError as why:
+            self._fail(Refused.by(why))
+
+    def end(self) -> None:
+        if self._over:
+            return
+        try:
+            self._parser.close()
+        except MultipartError as error:
+            self._fail(malformed(f"the form is malformed: {error}"))
+            return
+        self._over = True
+        Deferred.fromCoroutine(self._answer())
+
+    def cut(self) -> None:
+        self._over = True
+        deposit, self._deposit = self._deposit, None
+        if deposit is not None:
+            deposit.abort()
+
+    def pauseProducing(self) -> None:
+        self.to.held = True
+        self.to.read_on()
+
+    def resumeProducing(self) -> None:
+        self.to.held = False
+        self.to.read_on()
+
+    def returned(self) -> None:
+        """Forms are not lent."""
+
+    def broken(self, why: StoreError) -> None:
+        self._deposit = None
+        self._fail(Refused.by(why))
+
+    def _take(self, piece: Any) -> None:
+        if isinstance(piece, MultipartSegment):
+            if piece.filename and piece.name == "file":
+                name = http_fields.file_name(re.split(r"[/\\]", piece.filename)[-1])
+                if len(self._kept) >= FORM_FILES:
+                    raise ValueError(f"a form holds at most {FORM_FILES} files")
+                label = self.to.label(name, None, "", self._expires)
+                room = self.to.options.allowance
+                self._deposit = self.to.depot.deposit(self.box, self, label, room)
+            elif piece.name == "expires":
+                self._field = bytearray()
+        elif piece is None:
+            deposit, self._deposit = self._deposit, None
+            if deposit is not None:
+                self._kept.append(deposit.commit())
+            if self._field is not None:
+                text, self._field = self._field.decode(errors="replace").strip(), None
+                self._expires = duration(text) if text else self._expires
+        elif self._deposit is not None:
+            self._deposit.write(bytes(piece))
+        elif self._field is not None and len(self._field) < 64:
+            self._field += piece
+
+    def _fail(self, refused: Refused) -> None:
+        self.cut()
+        for kept in self._kept:
+            kept.addErrback(reason)
+        self.to.answer(self.exchange, refused.response())
+
+    async def _answer(self) -> None:
+        try:
+            parcels = [await kept for kept in self._kept]
+        except StoreError as why:
+            for kept in self._kept:
+                kept.addErrback(reason)
+            self.to.answer(self.exchange, Refused.by(why).response())
+            return
+        request = self.exchange.request
+        if request.accepts("text/html", "application/json") == "application/json":
+            listed = {"box": self.box, "parcels": [fields(parcel) for parcel in parcels]}
+            self.to.answer(self.exchange, as_json(listed, 201))
+        else:
+            self.to.answer(self.exchange, page_of(self.box))
+
+
+def form_parser(request: Request) -> Any:
+    """For the body of a request. Raises Refused."""
+    media, options = parse_options_header(request.headers.get("content-type", ""))
+    boundary = options.get("boundary", "")
+    if media != "multipart/form-data" or not boundary:
+        raise Refused(
+            415, "form", "POST /BOX takes multipart/form-data with files in the field `file`."
+        )
+    return PushMultipartParser(boundary, max_segment_count=2 * FORM_FILES, strict=True)
