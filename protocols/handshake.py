@@ -11,6 +11,9 @@ What each of them may hold is the specification of protocols/handshake_formats.p
     HTTP   -> POST /, a form or JSON (by media type, or by its first byte)
     8000   <- 200, Server-Uuid: CODE; CODE as text, or {"id", "code"} if Accept prefers JSON
     8001   <- 200, Status: Authentication success, Server-Uuid, Client-Uuid; no body
+           -> GET /?after=SEQ&limit=N with Authorization: Basic ID:CODE (curl -u ID:CODE)
+           <- 200 and up to N (100, at most 1000) records of what was logged with that code after
+              SEQ (0), or with that id where REGISTRATION is exclusive; none: there is no more
 
     raw
     8000   -> ID, or {"id": ID}; ends at LF, FIN or CODE_SILENCE
@@ -27,11 +30,21 @@ whoever has not yet spoken there as anything but JSON is reset, never closed.
 
 Errors
     HTTP   400 with Status: Authentication error for anything wrong with the fields or the pair;
-           404 and 405 for another path or method; 409 id taken; 503 busy, not stored, or the
-           daemon stops; 408 for a request that silence cut. The body begins with Error and
-           repeats nothing of the request. What is no HTTP is refused by protocols/http1.py
+           401 for a GET without its pair, or with a wrong one; 404 and 405 for another path or
+           method; 409 id taken; 429 and Retry-After for an id or address that showed too many
+           wrong codes; 503 busy, not stored, or the daemon stops; 408 for a request that silence
+           cut. The body begins with Error and repeats nothing of the request. What is no HTTP is
+           refused by protocols/http1.py
     raw    ERR REASON LF, FIN; in KEEP, ERR REASON LF in the place of the answer
 A wrong code and an unknown id are told alike. No code and no message is ever logged.
+
+Codes
+    open       an id that registers again gets one more; earlier ones stay valid
+    exclusive  it is refused, unless it shows its present code (server_uuid or code beside the id,
+               over HTTP or in JSON). That one ends when the new one is first used
+    CODE_EXPIRES ends codes that were never used. Wrong ones are counted (protocols/guesses.py),
+    those from loopback only if LIMIT_LOOPBACK. Whatever is sent after the answer to the last one
+    that may be is refused, right or wrong; of what was pipelined before it, what is wrong.
 
 Limits
     256 KiB a request, 64 KiB a message, 128 characters an id. When too many requests of one
@@ -53,16 +66,18 @@ import json
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
+from math import ceil
 from typing import Any, ClassVar, Generic, TypeVar
 from urllib.parse import quote
 
 from attrs import define, evolve, field, frozen
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from protocols.connection import Connection, Live, LiveFactory, spoken
 from protocols.framing import Lines, Overlong
+from protocols.guesses import Guesses
 from protocols.handshake_formats import (
     MESSAGE,
     REQUEST,
@@ -72,20 +87,24 @@ from protocols.handshake_formats import (
     Malformed,
     Tongue,
     awaits_line,
+    basic,
     form,
     json_object,
     line_id,
     message,
+    one_pair,
+    records,
     registrant,
+    span,
     text_message,
     tongue,
     utf8,
     words,
 )
 from protocols.http1 import Exchange, Http1, Limits, Request, Response
-from protocols.options import choice, duration, option
+from protocols.options import Retention, choice, count, duration, flag, option, retention, size
 from protocols.spec import Context, Port, Spec
-from protocols.stores import Entry, Kernel, Ledger, Refused
+from protocols.stores import Claim, Entry, Kernel, Ledger, Query, Record, Refused, Rules
 
 log = Logger()
 
@@ -94,7 +113,7 @@ MESSAGE_SILENCE = 0.3  # seconds that end a text
 STALL = 10.0  # seconds after which an unfinished JSON object is given up
 KEPT_LINE = MESSAGE + 1024  # bytes: a message, an id of 128 characters, a code
 
-Asked = TypeVar("Asked")
+Asked = TypeVar("Asked", bound=Claim | Entry | Query)
 Kept = TypeVar("Kept")
 
 
@@ -103,6 +122,19 @@ class Options:
     registration: str = option(
         "open", choice("open", "exclusive"), "open: an id may be registered again; exclusive: once"
     )
+    code_expires: float = option(
+        0.0, duration, "seconds after which a code that was never used ends; 0: never"
+    )
+    limit_loopback: bool = option(
+        False, flag, "wrong codes from this machine are limited, too; off: only those from others"
+    )
+    keep_messages: Retention = option(  # noqa: RUF009 - a default that cannot change
+        Retention(), retention, "how many messages stay in the table, or how long; 0: all, for ever"
+    )
+    message_log_size: int = option(
+        0, size, "bytes beyond which logfile.log begins anew, the old one kept as .1; 0: never"
+    )
+    message_log_keep: int = option(5, count, "old log files that stay: .1, the newest, to .5")
     idle_timeout: float = option(
         300.0, duration, "silence that closes an HTTP connection, or one that never spoke; 0: never"
     )
@@ -120,6 +152,7 @@ class Desk(ABC, Generic[Asked, Kept]):
     FIN_ANSWERS: ClassVar[bool] = False  # success of JSON is told by FIN alone
 
     ledger: Ledger
+    exclusive: bool = False
 
     @abstractmethod
     def until(self, as_json: bool) -> AfterLines | AfterObject:
@@ -137,6 +170,12 @@ class Desk(ABC, Generic[Asked, Kept]):
     def keep(self, asked: Sequence[Asked]) -> Deferred[list[Kept | Refused]]:
         """Have the ledger do it: what one read brought is one call."""
 
+    def wish(self, request: Request, peer: str) -> Asked | Response:
+        """What a request for / asks for, or the answer to one that is refused. Raises Malformed."""
+        if request.method == "POST":
+            return self.asked(_fields(request), peer)
+        return _error(405, "everything here is POST /", ("Allow", "POST"))
+
     @abstractmethod
     def response(self, asked: Asked, kept: Kept, request: Request) -> Response:
         """Success, over HTTP."""
@@ -147,12 +186,10 @@ class Desk(ABC, Generic[Asked, Kept]):
 
 
 @define(eq=False, repr=False)
-class Codes(Desk[str, str]):
+class Codes(Desk[Claim, str]):
     """Port 8000: an id gets a code."""
 
     SILENCE = CODE_SILENCE
-
-    exclusive: bool = False
 
     def until(self, as_json: bool) -> AfterLines | AfterObject:
         return AfterObject(line=True) if as_json else AfterLines(1)
@@ -160,16 +197,16 @@ class Codes(Desk[str, str]):
     def read(self, text: str) -> Fields:
         return line_id(text)
 
-    def asked(self, fields: Fields, peer: str) -> str:
-        return registrant(fields)
+    def asked(self, fields: Fields, peer: str) -> Claim:
+        return Claim(*registrant(fields, renews=self.exclusive), self.exclusive)
 
-    def keep(self, asked: Sequence[str]) -> Deferred[list[str | Refused]]:
-        return gatherResults([self.ledger.claim(ident, self.exclusive) for ident in asked])
+    def keep(self, asked: Sequence[Claim]) -> Deferred[list[str | Refused]]:
+        return gatherResults([self.ledger.claim(claim) for claim in asked])
 
-    def response(self, asked: str, kept: str, request: Request) -> Response:
+    def response(self, asked: Claim, kept: str, request: Request) -> Response:
         body, media_type = kept, "text/plain"
         if request.accepts("text/plain", "application/json") == "application/json":
-            body, media_type = json.dumps({"id": asked, "code": kept}), "application/json"
+            body, media_type = json.dumps({"id": asked.ident, "code": kept}), "application/json"
         headers = (("Server-Uuid", kept), ("Content-Type", media_type))
         return Response(200, body.encode(), headers)
 
@@ -178,8 +215,8 @@ class Codes(Desk[str, str]):
 
 
 @define(eq=False, repr=False)
-class Messages(Desk[Entry, int]):
-    """Port 8001: a message is logged."""
+class Messages(Desk[Entry | Query, Any]):
+    """Port 8001: a message is logged, or what was logged is read."""
 
     SILENCE = MESSAGE_SILENCE
     KEEPS = True
@@ -192,12 +229,30 @@ class Messages(Desk[Entry, int]):
         return text_message(text)
 
     def asked(self, fields: Fields, peer: str) -> Entry:
-        return Entry(*message(fields), peer)
+        ident, code, text = message(fields)
+        return Entry(ident, code, (text,), peer)
 
-    def keep(self, asked: Sequence[Entry]) -> Deferred[list[int | Refused]]:
-        return self.ledger.append(asked)
+    def keep(self, asked: Sequence[Entry | Query]) -> Deferred[list[Any]]:
+        entries = [one for one in asked if isinstance(one, Entry)]
+        if len(entries) == len(asked):
+            return self.ledger.append(entries)
+        calls: list[Deferred[Any]] = [self.ledger.append(entries)] if entries else []
+        calls += [self.ledger.read(one) for one in asked if isinstance(one, Query)]
+        return gatherResults(calls).addCallback(_merged, asked)
 
-    def response(self, asked: Entry, kept: int, request: Request) -> Response:
+    def wish(self, request: Request, peer: str) -> Entry | Query | Response:
+        if request.method == "POST":
+            return self.asked(_fields(request), peer)
+        if request.method != "GET":
+            return _error(405, "POST / or GET /", ("Allow", "GET, POST"))
+        pair = basic(request.headers.get("authorization", ""))
+        if pair is None:
+            return _error(401, "a GET shows ID:CODE as user and password", _CHALLENGE)
+        return Query(*pair, *span(request.query), self.exclusive)
+
+    def response(self, asked: Entry | Query, kept: Any, request: Request) -> Response:
+        if isinstance(asked, Query):
+            return Response(200, records(kept), (("Content-Type", "application/x-ndjson"),))
         headers = (
             ("Status", "Authentication success"),
             ("Server-Uuid", _header(asked.code)),
@@ -205,8 +260,17 @@ class Messages(Desk[Entry, int]):
         )
         return Response(200, b"", headers)
 
-    def raw(self, kept: int, as_json: bool, line: bool) -> str:
+    def raw(self, kept: Any, as_json: bool, line: bool) -> str:
         return "" if as_json else "OK\n"
+
+
+def _merged(
+    results: list[Any], asked: Sequence[Entry | Query]
+) -> list[int | Sequence[Record] | Refused]:
+    """The results of all entries, then one a query, in the order in which they were asked for."""
+    appended = iter(results.pop(0) if any(isinstance(one, Entry) for one in asked) else ())
+    read = iter(results)
+    return [next(appended if isinstance(one, Entry) else read) for one in asked]
 
 
 # --- a connection -------------------------------------------------------------------------------
@@ -221,22 +285,22 @@ class Handshake(Connection):
 
     desk: Desk[Any, Any]
     kernel: Kernel
+    guesses: Guesses
+    limited: Callable[[str], bool]  # whether wrong codes from a host are counted
     speech: Speech = field(init=False)
     draining: bool = field(default=False, init=False)
     _resets: bool = field(default=False, init=False)
     _held: bytes = field(default=b"", init=False)  # read, and left for the next turns
     _behind: bool = field(default=False, init=False)  # the ledger is
     _full: bool = field(default=False, init=False)  # our output is
-    _name: str = field(default="", init=False)
-
-    @property
-    def name(self) -> str:
-        """host:port of the peer."""
-        if not self._name:
-            self._name = spoken(self.transport.getPeer())
-        return self._name
+    name: str = field(default="", init=False)  # host:port of the peer
+    _host: str = field(default="", init=False)  # empty: its wrong codes are not counted
 
     def opened(self) -> None:
+        address = self.transport.getPeer()
+        host = getattr(address, "host", "")
+        self.name = spoken(address)
+        self._host = host if self.limited(host) else ""
         self.speech = Opening(self)
         self._resets = self.desk.FIN_ANSWERS  # the listening port has it so
 
@@ -276,10 +340,44 @@ class Handshake(Connection):
         self.transport.write(f"ERR {reason}\n".encode())
         self.close("refused", reason)
 
-    def expect(self, kept: Deferred[list[Any]], then: Callable[[list[Any]], None]) -> None:
-        """Call `then` with what the ledger did, unless the peer is gone by then."""
-        kept.addCallback(lambda results: None if self.closing else then(results))
-        kept.addErrback(self._failed)
+    def ask(self, asked: Sequence[Any], then: Callable[[list[Any]], None]) -> None:
+        """Call `then` with what the ledger made of it, unless the peer is gone by then."""
+        kept = self._ask_limited(asked) if self._host else self.desk.keep(asked)
+        kept.addCallback(self._answered, then).addErrback(self._failed)
+
+    def _answered(self, results: list[Any], then: Callable[[list[Any]], None]) -> None:
+        if not self.closing:
+            then(results)
+
+    def patience(self, ident: str) -> int:
+        """Seconds for which nothing is taken of `ident` from here."""
+        return ceil(self.guesses.pause(ident, self._host))
+
+    def _ask_limited(self, asked: Sequence[Any]) -> Deferred[list[Any]]:
+        """Leave out those who showed too many wrong codes, and count."""
+        slow = [one.code is not None and self.patience(one.ident) > 0 for one in asked]
+        heard = [one for one, waits in zip(asked, slow, strict=True) if not waits]
+        kept: Deferred[list[Any]] = self.desk.keep(heard) if heard else succeed([])
+
+        def judged(results: list[Any]) -> list[Any]:
+            found = iter(results)
+            return [
+                Refused.SLOW if waits else self._judged(one, next(found))
+                for one, waits in zip(asked, slow, strict=True)
+            ]
+
+        return kept.addCallback(judged)
+
+    def _judged(self, asked: Any, result: Any) -> Any:
+        if asked.code is None:
+            return result
+        if result is Refused.WRONG or result is Refused.TAKEN:
+            if self.patience(asked.ident):  # it came in the same breath as those before it
+                return Refused.SLOW
+            self.guesses.wrong(asked.ident, self._host)
+        elif not isinstance(result, Refused):
+            self.guesses.right(asked.ident, self._host)
+        return result
 
     def pace(self, waiting: int, most: int, size: int) -> None:
         """Read on only while at most `most` requests of at most WAITING bytes wait for the ledger.
@@ -452,7 +550,7 @@ class Raw(Speech):
         except Malformed as why:
             peer.refuse(why.reason)
         else:
-            peer.expect(desk.keep([asked]), self._answer)
+            peer.ask([asked], self._answer)
 
     def _answer(self, kept: list[Any]) -> None:
         peer = self.peer
@@ -481,11 +579,7 @@ class Keep(Speech):
 
     def received(self, data: bytes) -> None:
         if not self._last and (lines := self._lines.feed(data)):
-            chomped = [
-                line[:-1] if isinstance(line, bytes) and line.endswith(b"\r") else line
-                for line in lines
-            ]
-            self._take(chomped, len(data))
+            self._take(lines, len(data))
 
     def finished(self) -> None:
         rest = self._lines.take()
@@ -501,24 +595,36 @@ class Keep(Speech):
         self._say()
 
     def _take(self, lines: Sequence[bytes | Overlong], size: int) -> None:
-        read = Read([self._entry(line) for line in lines], size)
+        read = Read(self._heard(lines), len(lines), size)
         self._reads.append(read)
-        self._waiting += len(lines)
+        self._waiting += read.count
         self._size += size
-        if entries := [entry for entry in read.lines if isinstance(entry, Entry)]:
-            self.peer.expect(self.peer.desk.keep(entries), lambda kept: self._kept(read, kept))
+        if entries := [entry for entry in read.parts if isinstance(entry, Entry)]:
+            self.peer.ask(entries, lambda kept: self._kept(read, kept))
         else:
             read.kept = []
         self._say()
 
-    def _entry(self, line: bytes | Overlong) -> Entry | str:
-        try:
-            if isinstance(line, Overlong):
-                raise Malformed(f"a line holds at most {KEPT_LINE} bytes")
-            entry: Entry = self.peer.desk.asked(words(utf8(line)), self.peer.name)
-        except Malformed as why:
-            return why.reason
-        return entry
+    def _heard(self, lines: Sequence[bytes | Overlong]) -> list[Entry | str]:
+        """Lines that follow one another under one pair become one entry."""
+        name = self.peer.name
+        if (run := one_pair(lines)) is not None:
+            return [Entry(*run, name)]
+        parts: list[Entry | str] = []
+        pair: tuple[str, str] | None = None
+        messages: list[str] = []
+        for line in lines:
+            try:
+                ident, code, text = _words(line)
+            except Malformed as why:
+                pair = None
+                parts.append(why.reason)
+                continue
+            if pair != (ident, code):
+                pair, messages = (ident, code), []
+                parts.append(Entry(ident, code, messages, name))
+            messages.append(text)
+        return parts
 
     def _kept(self, read: Read, kept: list[int | Refused]) -> None:
         read.kept = kept
@@ -529,16 +635,18 @@ class Keep(Speech):
         answers: list[str] = []
         while self._reads and (kept := self._reads[0].kept) is not None:
             read = self._reads.popleft()
-            self._waiting -= len(read.lines)
+            self._waiting -= read.count
             self._size -= read.size
             results = iter(kept)
-            for line in read.lines:
-                result = line if isinstance(line, str) else next(results)
-                if isinstance(result, int):
-                    answers.append(f"OK {result}\n")
+            for part in read.parts:
+                if isinstance(part, str):
+                    answers.append(f"ERR {part}\n")
+                    continue
+                result, count = next(results), len(part.messages)
+                if isinstance(result, Refused):
+                    answers.append(f"ERR {result.value}\n" * count)
                 else:
-                    reason = result if isinstance(result, str) else result.value
-                    answers.append(f"ERR {reason}\n")
+                    answers += [f"OK {seq}\n" for seq in range(result, result + count)]
         if answers:
             self.peer.transport.write("".join(answers).encode())
         self.peer.pace(self._waiting, self.MOST, self._size)
@@ -550,15 +658,26 @@ class Keep(Speech):
 class Read:
     """What one read brought: entries, and in their places what is wrong with other lines.
 
-    kept: what the ledger made of the entries, once it has.
+    count: its lines. kept: what the ledger made of the entries, once it has.
     """
 
-    lines: list[Entry | str]
+    parts: list[Entry | str]
+    count: int
     size: int
     kept: list[int | Refused] | None = None
 
 
+def _words(line: bytes | Overlong) -> tuple[str, str, str]:
+    """The id, the code and the text of a line. Raises Malformed."""
+    if isinstance(line, Overlong):
+        raise Malformed(f"a line holds at most {KEPT_LINE} bytes")
+    return message(words(utf8(line.removesuffix(b"\r"))))
+
+
 # --- HTTP ---------------------------------------------------------------------------------------
+
+
+_LIMITS = Limits(body=REQUEST)
 
 
 @define(eq=False, repr=False)
@@ -569,7 +688,7 @@ class Http(Speech):
     TURN = 256
     MOST: ClassVar[int] = 256  # requests that may wait for their answers
 
-    _http: Http1 = field(factory=lambda: Http1(Limits(body=REQUEST)), init=False)
+    _http: Http1 = field(factory=lambda: Http1(_LIMITS), init=False)
     _size: int = field(default=0, init=False)
     _latest: Exchange | None = field(default=None, init=False)
 
@@ -598,32 +717,40 @@ class Http(Speech):
         size = 0
         for exchange in exchanges:
             request = exchange.request
-            if (elsewhere := _elsewhere(request)) is not None:
-                exchange.answer(elsewhere)
-                continue
             try:
-                asked.append((exchange, desk.asked(_fields(request), peer.name)))
+                wish = desk.wish(request, peer.name) if request.path == "/" else _ELSEWHERE
             except Malformed as why:
-                exchange.answer(_error(400, why.reason))
+                wish = _error(400, why.reason)
+            if isinstance(wish, Response):
+                exchange.answer(wish)
             else:
+                asked.append((exchange, wish))
                 size += len(request.body)
         if asked:
             self._size += size
-            kept = desk.keep([wish for _, wish in asked])
-            peer.expect(kept, lambda kept: self._kept(asked, kept, size))
+            wishes = [wish for _, wish in asked]
+            peer.ask(wishes, lambda kept: self._kept(asked, kept, size))
 
     def _kept(self, asked: list[tuple[Exchange, Any]], kept: list[Any], size: int) -> None:
         self._size -= size
         desk = self.peer.desk
         for (exchange, wish), result in zip(asked, kept, strict=True):
             if isinstance(result, Refused):
-                response = _error(_STATUS[result], result.value)
+                response = self._refusal(wish, result)
             else:
                 response = desk.response(wish, result, exchange.request)
             if self.peer.draining and exchange is self._latest:
                 response = evolve(response, close=True)
             exchange.answer(response)
         self._say()
+
+    def _refusal(self, wish: Any, why: Refused) -> Response:
+        if why is Refused.SLOW:
+            wait = ("Retry-After", str(max(1, self.peer.patience(wish.ident))))
+            return _error(429, why.value, wait)
+        if why is Refused.WRONG and isinstance(wish, Query):
+            return _error(401, why.value, _CHALLENGE)
+        return _error(_STATUS[why], why.value)
 
     def _say(self, outcome: str = "answered") -> None:
         """Say what is ready, in order, with one write."""
@@ -642,15 +769,6 @@ def _fields(request: Request) -> Fields:
     return form(body)
 
 
-def _elsewhere(request: Request) -> Response | None:
-    """The refusal of whatever is not POST /."""
-    if request.path != "/":
-        return _error(404, "everything here is POST /")
-    if request.method != "POST":
-        return _error(405, "everything here is POST /", ("Allow", "POST"))
-    return None
-
-
 def _error(status: int, reason: str, *headers: tuple[str, str]) -> Response:
     if status == 400:
         headers += (("Status", "Authentication error"),)
@@ -661,6 +779,8 @@ def _error(status: int, reason: str, *headers: tuple[str, str]) -> Response:
 
 
 _STATUS = {Refused.WRONG: 400, Refused.TAKEN: 409, Refused.BUSY: 503, Refused.BROKEN: 503}
+_CHALLENGE = ("WWW-Authenticate", 'Basic realm="roundhouse", charset="UTF-8"')
+_ELSEWHERE = _error(404, "there is nothing but /")
 _STOPPING = _error(503, "the daemon is stopping")
 _TOO_SLOW = _error(408, "the request did not come to its end")
 
@@ -678,15 +798,41 @@ def _header(text: str) -> str:
 def build(context: Context) -> dict[str, LiveFactory]:
     options: Options = context.options
     ledger = context.stores.ledger
+    ledger.rule(
+        Rules(
+            options.code_expires,
+            options.keep_messages.seconds,
+            options.keep_messages.most,
+            options.message_log_size,
+            options.message_log_keep,
+        )
+    )
+    exclusive = options.registration == "exclusive"
+    guesses = Guesses(context.clock.seconds)
+    limited = _from_anywhere if options.limit_loopback else _from_elsewhere
 
     def factory(name: str, desk: Desk[Any, Any]) -> LiveFactory:
         live = Live(name, context.clock, options.idle_timeout)
-        return LiveFactory(live, lambda live: Handshake(live, desk, context.kernel))
+        return LiveFactory(
+            live, lambda live: Handshake(live, desk, context.kernel, guesses, limited)
+        )
 
     return {
-        "CODE_PORT": factory("handshake codes", Codes(ledger, options.registration == "exclusive")),
-        "MESSAGE_PORT": factory("handshake messages", Messages(ledger)),
+        "CODE_PORT": factory("handshake codes", Codes(ledger, exclusive)),
+        "MESSAGE_PORT": factory("handshake messages", Messages(ledger, exclusive)),
     }
+
+
+_LOOPBACK = ("127.", "::ffff:127.")  # as the kernel writes the address of a peer
+
+
+def _from_anywhere(host: str) -> bool:
+    return bool(host)
+
+
+def _from_elsewhere(host: str) -> bool:
+    """Whether a peer is on another machine. host: its address; empty: of a Unix socket."""
+    return not host.startswith(_LOOPBACK) and host not in ("", "::1")
 
 
 SPEC = Spec(

@@ -12,6 +12,11 @@ Fields are named `id`, `code` and `message`, whatever name they came under:
     quoted    "TEXT" SP ID SP CODE
     lines     TEXT LF ID LF CODE
 
+    record    {"time": AT, "seq": 7, "id": ID, "message": TEXT} LF: how a logged message is told
+
+A record is ASCII, everything else is escaped: no line break (U+2028 is one to some readers) and no
+control character of a message can make a second one.
+
 Every format has the pair (id, code) in a fixed place, so no text can pass for one. Other fields
 are ignored; a field that comes twice, under one name or two, is refused, and so is whatever could
 not be stored and read again: bytes that are not UTF-8, half a surrogate pair, nesting without end.
@@ -21,17 +26,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from base64 import b64decode
+from collections.abc import Iterable, Sequence
 from enum import Enum, auto
+from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any, Final, NoReturn
-from urllib.parse import parse_qsl
+from urllib.parse import unquote
 
 from attrs import define, field
+
+from protocols.framing import Overlong
 
 REQUEST: Final = 256 * 1024  # bytes of one request, framing aside
 MESSAGE: Final = 64 * 1024  # bytes of a text
 IDENT: Final = 128  # characters of an id
 FORM_FIELDS: Final = 64
+READ: Final = 1000  # messages that are read back at once
 
 ALIASES: Final = {
     name: key
@@ -195,11 +205,20 @@ def form(body: bytes) -> Fields:
     text = utf8(body)
     if text.count("&") >= FORM_FIELDS:
         raise Malformed(f"a form has at most {FORM_FIELDS} fields")
+    return _known(_pairs(text).items())
+
+
+def _pairs(text: str) -> dict[str, str]:
+    """The fields of a form or a query. Raises Malformed."""
+    parts = [part.partition("=") for part in text.replace("+", " ").split("&") if part]
+    if "%" not in text:
+        return _unique([(name, value) for name, _, value in parts])
     try:
-        pairs = parse_qsl(text, keep_blank_values=True, errors="strict")
+        return _unique(
+            [(unquote(name, errors="strict"), unquote(v, errors="strict")) for name, _, v in parts]
+        )
     except UnicodeDecodeError:
         raise Malformed("not UTF-8") from None
-    return _known(_unique(pairs).items())
 
 
 def json_object(data: bytes) -> Fields:
@@ -278,6 +297,32 @@ def words(text: str) -> Fields:
     return {"id": parts[0], "code": parts[1], "message": parts[2]}
 
 
+def one_pair(lines: Sequence[bytes | Overlong]) -> tuple[str, str, list[str]] | None:
+    """The id, the code and the messages of lines that are words under one pair.
+
+    None where a line is not, or is wrong in any way: then each must be looked at. Costs next to
+    nothing a line, and says what `message(words(line))` would.
+    """
+    try:
+        text = b"\n".join(lines).decode()  # type: ignore[arg-type]
+        ident, code, _ = text.split(" ", 2)
+        _checked_id(ident)
+    except (TypeError, ValueError, Malformed):
+        return None
+    pair = f"{ident} {code} "
+    messages = text[len(pair) :].split(f"\n{pair}")
+    if (
+        len(messages) < len(lines)
+        or not code
+        or "" in messages
+        or "\r\n" in text
+        or text.endswith("\r")
+        or (len(text) > MESSAGE // 4 and len(max(messages, key=len)) > MESSAGE // 4)
+    ):
+        return None
+    return ident, code, messages
+
+
 def text_message(text: str) -> Fields:
     """Three lines, a quoted text and its pair, or words, by that order. Raises Malformed."""
     text = _chomp(text)
@@ -300,11 +345,15 @@ def _chomp(text: str) -> str:
 # --- what the fields must hold ------------------------------------------------------------------
 
 
-def registrant(fields: Fields) -> str:
-    """The id that asks for a code. Raises Malformed."""
-    if fields.keys() != {"id"}:
+def registrant(fields: Fields, renews: bool = False) -> tuple[str, str | None]:
+    """The id that asks for a code, and its present code. Raises Malformed.
+
+    renews: that code may be there.
+    """
+    code = fields.get("code") if renews else None
+    if fields.keys() - ({"code"} if renews else set()) != {"id"} or code == "":
         raise Malformed("a code is given for an id (client_uuid) and nothing else")
-    return _checked_id(fields["id"])
+    return _checked_id(fields["id"]), code
 
 
 def message(fields: Fields) -> tuple[str, str, str]:
@@ -318,7 +367,49 @@ def message(fields: Fields) -> tuple[str, str, str]:
     return _checked_id(ident), code, text
 
 
+def basic(authorization: str) -> tuple[str, str] | None:
+    """The id and the code of an Authorization header of HTTP (RFC 7617); None: there is no pair.
+
+    An id may hold a colon, a code does not.
+    """
+    scheme, _, token = authorization.partition(" ")
+    try:
+        pair = b64decode(token.strip(), validate=True).decode()
+        ident, colon, code = pair.rpartition(":")
+        if scheme.lower() == "basic" and colon and code:
+            return _checked_id(ident), code
+    except (ValueError, Malformed):
+        pass
+    return None
+
+
+def span(query: str) -> tuple[int, int]:
+    """`after` and `limit` of a query string. Raises Malformed."""
+    if query.count("&") >= FORM_FIELDS:
+        raise Malformed(f"a query has at most {FORM_FIELDS} fields")
+    fields = _pairs(query)
+    numbers = []
+    for name, usual, most in (("after", 0, (1 << 63) - 1), ("limit", 100, READ)):
+        text = fields.get(name, str(usual))
+        if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= most):
+            raise Malformed(f"{name} is a number up to {most}")
+        numbers.append(int(text))
+    return numbers[0], numbers[1]
+
+
 def _checked_id(ident: str) -> str:
     if not 0 < len(ident) <= IDENT or not ident.isprintable() or ident.isspace():
         raise Malformed(f"an id is 1 to {IDENT} printable characters")
     return ident
+
+
+# --- what was logged ----------------------------------------------------------------------------
+
+
+def records(rows: Iterable[tuple[int, str, str, str]]) -> bytes:
+    """A line for each (seq, at, id, message)."""
+    lines = [
+        f'{{"time": "{at}", "seq": {seq}, "id": {_quoted(ident)}, "message": {_quoted(text)}}}\n'
+        for seq, at, ident, text in rows
+    ]
+    return "".join(lines).replace("\x7f", "\\u007f").encode("ascii")  # DEL is all JSON leaves

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import pytest
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.threads import deferToThread
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
@@ -288,7 +289,7 @@ class RunTests(Case):
             return free.wait(5)
 
         begins = database.run(first)
-        begun.wait(5)
+        await deferToThread(begun.wait, 5)
         del connection.seen[:]
         answers = [database.gather(double, item) for item in range(3)]
         answers.insert(1, database.run(lambda _: 7))

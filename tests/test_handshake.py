@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from base64 import b64encode
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from attrs import define, field
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, fail
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -27,7 +29,8 @@ from protocols.handshake import (
     Options,
 )
 from protocols.handshake_formats import MESSAGE, REQUEST
-from protocols.stores import Entry, Refused
+from protocols.options import retention
+from protocols.stores import Entry, Refused, Rules
 from tests.ledger_double import MemoryLedger
 from tests.wire import House, Memory, Peer
 
@@ -94,6 +97,13 @@ class Desk:
         peer.says(*chunks)
         return peer
 
+    def peer_from(self, host: str, port: str) -> Peer:
+        """One that connects from another machine."""
+        connection = self.house.factories[port].buildProtocol(None)
+        transport = Memory(connection, peer=IPv4Address("TCP", host, 54321))
+        connection.makeConnection(transport)
+        return Peer(connection, transport, self.house.clock)
+
     def answer(self, port: str, request: bytes) -> Answer:
         """The one answer to an HTTP request, on a connection that stays."""
         peer = self.peer(port, request)
@@ -102,7 +112,7 @@ class Desk:
         return answer
 
     def kept(self) -> list[tuple[str, str, str]]:
-        return [(entry.ident, entry.code, entry.message) for entry in self.ledger.logged]
+        return self.ledger.kept
 
     def resets(self, peer: Peer) -> bool:
         """Whether a killed daemon would reset this peer."""
@@ -181,7 +191,7 @@ class HttpMessageTests(SynchronousTestCase):
         assert answer.headers["Status"] == "Authentication success"
         assert answer.headers["Server-Uuid"] == desk.ana
         assert answer.headers["Client-Uuid"] == "ana"
-        assert desk.ledger.logged == [Entry("ana", desk.ana, "Some message\r\n", PEER)]
+        assert desk.ledger.logged == [Entry("ana", desk.ana, ("Some message\r\n",), PEER)]
 
     def test_json_under_any_of_its_names_is_logged(self) -> None:
         for key in ("uuid", "code", "token", "unique_code", "server_uuid"):
@@ -257,7 +267,7 @@ class HttpMessageTests(SynchronousTestCase):
         desk = Desk()
         request = post({"id": "ana", "code": "c0de", "message": "ñ" * (MESSAGE // 2)})
         assert desk.answer(MESSAGES, request).status == 200
-        assert len(desk.ledger.logged[0].message) == MESSAGE // 2
+        assert len(*desk.ledger.logged[0].messages) == MESSAGE // 2
 
     def test_a_request_of_more_than_256_kib_is_refused(self) -> None:
         peer = Desk().peer(MESSAGES, post(b"x" * (REQUEST + 1)))
@@ -305,9 +315,7 @@ class HttpTests(SynchronousTestCase):
             + post(full | {"code": "x", "message": "2"})
             + post(full | {"message": "3"}),
         )
-        assert [[entry.message for entry in call] for call in desk.ledger.appends] == [
-            ["1", "2", "3"]
-        ]
+        assert desk.ledger.appends == [["1", "2", "3"]]
         assert peer.heard == b""
         with patch.object(Memory, "write", autospec=True, side_effect=Memory.write) as write:
             desk.ledger.answer()
@@ -1101,10 +1109,9 @@ class HostileTests(SynchronousTestCase):
         else:
             assert re.fullmatch(rb"(OK\n|((OK [0-9]+|ERR [ -~]+)\n)*)", heard)
         assert not self.flushLoggedErrors()
-        for call in desk.ledger.appends:
-            for entry in call:
-                # whatever reached the ledger stood there word by word
-                assert all(part.encode() in sent for part in (entry.ident, entry.code))
+        for entry in desk.ledger.asked:
+            # whatever reached the ledger stood there word by word
+            assert all(part.encode() in sent for part in (entry.ident, entry.code))
         if ends and sent:
             assert peer.hung_up
 
@@ -1124,3 +1131,204 @@ class HostileTests(SynchronousTestCase):
             peer = desk.peer(MESSAGES, request)
             peer.ends()
             assert desk.kept() == [("ana", "c0de", text)]
+
+
+class GuessingTests(SynchronousTestCase):
+    """Wrong codes of other machines are counted; of this one only if that is asked for."""
+
+    WRONG: ClassVar = {"client_uuid": "ana", "server_uuid": "guess", "message": "m"}
+    RIGHT: ClassVar = {**WRONG, "server_uuid": "c0de"}
+
+    def said(self, desk: Desk, host: str, *requests: bytes, port: str = MESSAGES) -> list[Answer]:
+        peer = desk.peer_from(host, port)
+        peer.says(b"".join(requests))
+        return answers(peer.heard)
+
+    def test_the_sixth_wrong_code_is_refused_for_a_minute_and_so_is_the_right_one(self) -> None:
+        desk = Desk()
+        wrong, right = post(self.WRONG), post(self.RIGHT)
+        for host in ("192.0.2.1", "192.0.2.2"):
+            found = [self.said(desk, host, wrong)[0] for _ in range(6)]
+            assert [answer.status for answer in found] == [400] * 5 + [429]
+            assert found[-1].headers["Retry-After"] == "60"
+            assert found[-1].body == "Error: slow down\n"
+        assert self.said(desk, "192.0.2.1", right)[0].status == 429
+        assert self.said(desk, "192.0.2.3", right)[0].status == 200
+        desk.house.clock.advance(59.2)
+        assert self.said(desk, "192.0.2.1", right)[0].headers["Retry-After"] == "1"
+        desk.house.clock.advance(0.8)
+        assert self.said(desk, "192.0.2.1", right)[0].status == 200
+        assert len(desk.kept()) == 2
+
+    def test_pipelined_ones_are_held_to_the_same_count(self) -> None:
+        desk = Desk()
+        found = self.said(desk, "192.0.2.1", *[post(self.WRONG)] * 9)
+        assert [answer.status for answer in found] == [400] * 5 + [429] * 4
+        peer = desk.peer_from("192.0.2.9", MESSAGES)
+        peer.says(b"KEEP\n" + b"".join(b"ana guess%d m\n" % n for n in range(7)))
+        assert peer.heard == b"ERR wrong id or code\n" * 5 + b"ERR slow down\n" * 2
+
+    def test_a_raw_peer_is_told_to_slow_down(self) -> None:
+        desk = Desk()
+        for expected in [b"ERR wrong id or code\n"] * 5 + [b"ERR slow down\n"]:
+            peer = desk.peer_from("192.0.2.1", MESSAGES)
+            peer.says(b"m\nana\nguess\n")
+            assert peer.heard == expected
+
+    def test_a_client_that_knows_its_code_does_not_suffer_from_its_neighbour(self) -> None:
+        desk = Desk()
+        assert self.said(desk, "192.0.2.1", post(self.RIGHT))[0].status == 200
+        other = {**self.WRONG, "client_uuid": "eve"}
+        self.said(desk, "192.0.2.1", *[post(other)] * 6)
+        assert self.said(desk, "192.0.2.1", post(self.RIGHT))[0].status == 200
+        assert self.said(desk, "192.0.2.1", post({**other, "client_uuid": "bob"}))[0].status == 429
+
+    def test_loopback_is_exempt_unless_it_is_limited_too(self) -> None:
+        for limited, hosts in (
+            (False, ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"]),
+            (True, []),
+        ):
+            for host in ("127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "fe80::1%eth0", "x"):
+                desk = Desk(options=Options(limit_loopback=limited))
+                found = self.said(desk, host, *[post(self.WRONG)] * 6)
+                exempt = host in hosts
+                assert [answer.status for answer in found][5:] == [400 if exempt else 429], host
+
+    def test_guesses_at_an_id_that_is_taken_count_and_asking_for_a_code_does_not_wait(self) -> None:
+        desk = Desk(options=Options(registration="exclusive"))
+        guess = post({"client_uuid": "ana", "server_uuid": "guess"})
+        found = self.said(desk, "192.0.2.1", *[guess] * 7, port=CODES)
+        assert [answer.status for answer in found] == [409] * 5 + [429] * 2
+        fresh = post({"client_uuid": "bob"})
+        assert self.said(desk, "192.0.2.1", fresh, port=CODES)[0].status == 200
+
+
+class ExclusiveTests(SynchronousTestCase):
+    def test_a_taken_id_gets_another_code_for_its_present_one(self) -> None:
+        desk = Desk(options=Options(registration="exclusive"))
+        for name in ("server_uuid", "code"):
+            assert desk.answer(CODES, post({"client_uuid": "ana"})).status == 409
+            assert desk.answer(CODES, post({"client_uuid": "ana", name: "x"})).status == 409
+            assert desk.answer(CODES, post({"client_uuid": "ana", name: ""})).status == 400
+            answer = desk.answer(CODES, post({"client_uuid": "ana", name: "c0de"}))
+            assert answer.status == 200
+            assert answer.body in desk.ledger.codes["ana"]
+        peer = desk.peer(CODES, b'{"id": "ana", "code": "c0de"}\n')
+        assert peer.heard.strip().decode() in desk.ledger.codes["ana"]
+        assert desk.peer(CODES, b"ana\n").heard == b"ERR id taken\n"
+
+    def test_a_code_shown_where_ids_are_open_is_a_field_of_the_other_port(self) -> None:
+        desk = Desk()
+        answer = desk.answer(CODES, post({"client_uuid": "ana", "server_uuid": "c0de"}))
+        assert answer.status == 400
+        assert answer.headers["Status"] == "Authentication error"
+
+
+class ReadingTests(SynchronousTestCase):
+    def get(
+        self, desk: Desk, query: str = "", user: str | None = "ana:c0de", port: str = MESSAGES
+    ) -> Answer:
+        lines = [f"GET /{query} HTTP/1.1", "Host: x"]
+        if user is not None:
+            lines.append("Authorization: Basic " + b64encode(user.encode()).decode())
+        return desk.answer(port, "\r\n".join([*lines, "", ""]).encode())
+
+    def desk(self, **options: Any) -> Desk:
+        desk = Desk(options=Options(**options))
+        desk.ledger.codes["ana"].add("other")
+        peer = desk.peer(
+            MESSAGES, b"KEEP\nana c0de one\nana other hers\nana c0de a\xe2\x80\xa8b\x7f\n"
+        )
+        peer.ends()
+        return desk
+
+    def test_messages_of_a_code_come_back_as_records(self) -> None:
+        answer = self.get(self.desk())
+        assert answer.status == 200
+        assert answer.headers["Content-Type"] == "application/x-ndjson"
+        assert answer.body == (
+            '{"time": "now", "seq": 1, "id": "ana", "message": "one"}\n'
+            '{"time": "now", "seq": 3, "id": "ana", "message": "a\\u2028b\\u007f"}\n'
+        )
+
+    def test_where_ids_are_exclusive_all_of_an_id_come_back(self) -> None:
+        body = self.get(self.desk(registration="exclusive")).body
+        assert [json.loads(line)["seq"] for line in body.splitlines()] == [1, 2, 3]
+
+    def test_after_and_limit_say_which(self) -> None:
+        desk = self.desk(registration="exclusive")
+        for query, seqs in (
+            ("?after=1", [2, 3]),
+            ("?limit=2", [1, 2]),
+            ("?after=1&limit=1&other=x", [2]),
+            ("?after=3", []),
+            ("?limit=0", []),
+        ):
+            body = self.get(desk, query).body
+            assert [json.loads(line)["seq"] for line in body.splitlines()] == seqs
+
+    def test_numbers_that_are_none_are_refused(self) -> None:
+        desk = self.desk()
+        for query in (
+            "after=x",
+            "after=-1",
+            "limit=1001",
+            "after=1&after=2",
+            "limit=",
+            "after=٣",
+            "after=99999999999999999999",
+            "%ff=1",
+            "&" * 100,
+        ):
+            answer = self.get(desk, "?" + quote(query, safe="=&%-"))
+            assert (query, answer.status) == (query, 400)
+
+    def test_without_the_right_pair_nothing_is_read(self) -> None:
+        desk = self.desk()
+        bodies = set()
+        for user in ("ana:x", "eve:c0de", "ana:", "ana", "", ":c0de", "a\nb:c0de"):
+            answer = self.get(desk, user=user)
+            assert answer.status == 401
+            assert answer.headers["WWW-Authenticate"].startswith("Basic realm=")
+            if user in ("ana:x", "eve:c0de"):
+                bodies.add(answer.body)
+        assert len(bodies) == 1
+        assert self.get(desk, user=None).status == 401
+        assert self.get(desk, "elsewhere").status == 404
+        assert self.get(desk, port=CODES).status == 405
+        assert (
+            desk.answer(MESSAGES, b"PUT / HTTP/1.1\r\nHost: x\r\n\r\n").headers["Allow"]
+            == "GET, POST"
+        )
+
+    def test_an_id_may_hold_a_colon(self) -> None:
+        desk = self.desk()
+        desk.ledger.codes["a:b"] = {"c"}
+        assert self.get(desk, user="a:b:c").status == 200
+
+    def test_posts_and_gets_of_one_read_are_answered_in_their_order(self) -> None:
+        desk = self.desk()
+        auth = "Authorization: Basic " + b64encode(b"ana:c0de").decode()
+        get = f"GET /?after=3 HTTP/1.1\r\nHost: x\r\n{auth}\r\n\r\n".encode()
+        message = post({"client_uuid": "ana", "server_uuid": "c0de", "message": "four"})
+        found = answers(desk.peer(MESSAGES, get + message + get + message).heard)
+        assert [answer.status for answer in found] == [200] * 4
+        assert found[1].headers["Status"] == "Authentication success"
+        assert len(desk.kept()) == 5
+
+    def test_guessing_by_get_is_counted_too(self) -> None:
+        desk = self.desk()
+        peer = desk.peer_from("192.0.2.1", MESSAGES)
+        auth = "Authorization: Basic " + b64encode(b"ana:x").decode()
+        peer.says(f"GET / HTTP/1.1\r\nHost: x\r\n{auth}\r\n\r\n".encode() * 6)
+        assert [answer.status for answer in answers(peer.heard)] == [401] * 5 + [429]
+
+
+class RulesTests(SynchronousTestCase):
+    def test_the_ledger_is_told_what_to_keep_at_the_start_and_at_a_reload(self) -> None:
+        desk = Desk(options=Options(code_expires=60.0, message_log_size=1 << 20))
+        assert desk.ledger.rules == Rules(code_expires=60.0, log_size=1 << 20)
+        desk.house.set(keep_messages=retention("30d"), message_log_keep=9)
+        assert desk.ledger.rules == Rules(60.0, 30 * 86400.0, 0, 1 << 20, 9)
+        desk.house.set(keep_messages=retention("1000000"))
+        assert desk.ledger.rules.keep_count == 1_000_000

@@ -303,7 +303,7 @@ class TextTests(SynchronousTestCase):
 class FieldTests(SynchronousTestCase):
     def test_an_id_is_1_to_128_printable_characters(self) -> None:
         for ident in ("a", " a b ", "ñ" * IDENT, "😀"):
-            assert registrant({"id": ident}) == ident
+            assert registrant({"id": ident}) == (ident, None)
             assert message(FULL | {"id": ident}) == (ident, "c", "m")
         for ident in ("", " ", "a" * (IDENT + 1), "a\n", "\x00", "\x7f", "a\u202eb", "a\u2028b"):
             refused(registrant, {"id": ident}, "printable")

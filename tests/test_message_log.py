@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -10,6 +11,7 @@ import stat
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +20,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from daemon.stores import files
 from daemon.stores.ledger import MIGRATIONS
-from daemon.stores.message_log import MessageLog, last_record, lines, sequence
+from daemon.stores.message_log import MessageLog, last_record, sequence
+from protocols.handshake_formats import records as lines
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 ROW = st.tuples(st.integers(1, 1 << 62), st.just("2026-11-21T09:30:00.123Z"), TEXT, TEXT)
@@ -55,14 +58,14 @@ class LineTests(SynchronousTestCase):
                 assert (keep, seq) == (tail.rfind(b"\n") + 1, None)
 
 
-class FollowTests(SynchronousTestCase):
+class Following(SynchronousTestCase):
     def setUp(self) -> None:
         folder = TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.path = Path(folder.name) / "logfile.log"
         self.table = sqlite3.connect(Path(folder.name) / "x.db", isolation_level=None)
         self.addCleanup(self.table.close)
-        self.table.executescript(MIGRATIONS[0])
+        self.table.executescript("PRAGMA synchronous = OFF;" + "".join(MIGRATIONS))
         self.log = self.fresh()
 
     def fresh(self) -> MessageLog:
@@ -84,6 +87,8 @@ class FollowTests(SynchronousTestCase):
         records = [json.loads(line) for line in (path or self.path).read_bytes().splitlines()]
         return [(record["seq"], record["message"]) for record in records]
 
+
+class FollowTests(Following):
     def test_a_fresh_database_has_an_empty_log_that_then_holds_everything(self) -> None:
         self.follows()
         assert self.path.read_bytes() == b""
@@ -225,3 +230,123 @@ class FollowTests(SynchronousTestCase):
         self.follows()
         assert self.logged() == [(900, "x"), (2, "b")]
         assert "another one" in str(events[0]["log_format"])
+
+    def test_what_is_handed_over_is_written_without_being_read(self) -> None:
+        self.follows()
+        self.says("a", "b")
+        self.log.follow(self.table, [(1, "now", "ana", "handed"), (2, "now", "ana", "over")])
+        assert self.logged() == [(1, "handed"), (2, "over")]
+
+    def test_what_is_handed_over_but_not_what_the_table_has_is_read(self) -> None:
+        self.follows()
+        self.says("a", "b", "c")
+        for fresh in (
+            [(2, "now", "ana", "x"), (3, "now", "ana", "x")],  # one is missing
+            [(1, "now", "ana", "x")] * 3,  # rolled back, then inserted again
+            [(seq, "now", "ana", "x") for seq in (1, 2, 3, 4)],  # rolled back
+        ):
+            self.path.unlink(missing_ok=True)
+            log = self.fresh()
+            log._first = 0
+            log.follow(self.table, fresh)
+            assert self.logged() == [(1, "a"), (2, "b"), (3, "c")]
+
+
+class RotationTests(Following):
+    def old(self, number: int) -> Path:
+        return self.path.with_name(f"logfile.log.{number}")
+
+    def test_a_log_that_grows_too_long_begins_anew_and_old_ones_are_kept(self) -> None:
+        line = len(lines([(1, "now", "ana", "a")]))
+        self.log.rotate(2 * line, 2)
+        self.follows()
+        for text in "abcdefgh":
+            self.says(text)
+            self.follows()
+        assert self.logged() == [(7, "g"), (8, "h")]
+        assert self.logged(self.old(1)) == [(5, "e"), (6, "f")]
+        assert self.logged(self.old(2)) == [(3, "c"), (4, "d")]
+        assert not self.old(3).exists()
+        assert stat.S_IMODE(self.path.stat().st_mode) == 0o640
+
+    def test_fewer_are_kept_once_that_is_asked_for(self) -> None:
+        for keep, there in ((3, [1, 2, 3]), (1, [1]), (0, [])):
+            self.log.rotate(1, keep)
+            for text in "abcdef":
+                self.says(text)
+                self.follows()
+            assert [n for n in range(1, 9) if self.old(n).exists()] == there
+            assert len(self.logged()) == 1
+
+    def test_a_log_that_is_gone_at_the_start_goes_on_behind_its_newest_rotation(self) -> None:
+        self.follows()
+        self.says("a", "b")
+        self.follows()
+        self.path.rename(self.old(1))  # and killed before the new file was there
+        self.says("c")
+        self.follows(self.fresh())
+        assert self.logged() == [(3, "c")]
+        self.path.unlink()
+        self.old(1).write_bytes(b"notes\n")  # none of ours: as if it were not there
+        self.follows(self.fresh())
+        assert self.logged() == []
+
+    def test_no_kill_between_two_steps_of_a_rotation_loses_or_doubles_a_line(self) -> None:
+        for step in range(1, 8):
+            with self.subTest(step=step):
+                self.tearDown()
+                self.setUp()
+                self.log.rotate(1, 2)
+                self.follows()
+                for text in "abc":
+                    self.says(text)
+                    self.follows()
+                with Killed(step) as killed, contextlib.suppress(Kill):
+                    self.says("d")
+                    self.follows()
+                again = self.fresh()
+                again.rotate(1, 2)
+                self.follows(again)
+                everything = [
+                    seq
+                    for path in (self.old(2), self.old(1), self.path)
+                    if path.exists()
+                    for seq, _ in self.logged(path)
+                ]
+                assert everything == [*range(everything[0], 5)], (step, killed.steps)
+                assert everything[0] <= 3
+
+
+class Kill(BaseException):
+    """The process is gone."""
+
+
+class Killed:
+    """Dies before step `at` of those that change a folder or a file."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.steps = at, 0
+        self.patches = [
+            patch.object(Path, "rename", self.counted(Path.rename)),
+            patch.object(Path, "unlink", self.counted(Path.unlink)),
+            patch.object(files, "open_new", self.counted(files.open_new)),
+            patch.object(files, "write_all", self.counted(files.write_all)),
+        ]
+
+    def counted(self, call: Any) -> Any:
+        def step(*args: Any, **more: Any) -> Any:
+            self.steps += 1
+            if self.steps == self.at:
+                raise Kill
+            return call(*args, **more)
+
+        return step
+
+    def __enter__(self) -> Killed:
+        for one in self.patches:
+            one.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for one in self.patches:
+            one.stop()

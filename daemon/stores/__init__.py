@@ -14,9 +14,11 @@ from twisted.application.service import Service
 from daemon.stores.crew import Crew
 from daemon.stores.depot import Depot
 from daemon.stores.files import FILE_MODE, Unusable, make_folder
+from daemon.stores.history import History, Past
 from daemon.stores.landing import Landing
 from daemon.stores.ledger import Ledger
 from daemon.stores.ring import Ring
+from daemon.stores.roster import Names
 from protocols.stores import Stores
 
 
@@ -93,18 +95,19 @@ def build(names: Collection[str], data: Path, reactor: Any) -> House:
 
     Nothing is opened yet: threads, databases and files begin with startService.
     """
-    ring = Ring(reactor)
     crew = Crew(reactor)
     on_disk: dict[str, Any] = {
         "landing": lambda: Landing(data / "ingest", crew),
         "depot": lambda: Depot(data / "relay", crew, reactor),
         "ledger": lambda: Ledger(data, reactor),
+        "broadcast": lambda: History(data / "chat.db", reactor),
     }
     made = {name: make() for name, make in on_disk.items() if name in names}
     services: list[Service] = [Lock(data / f".{name}.lock") for name in made]
     if "landing" in made or "depot" in made:
         services.append(crew)
     services += made.values()
-    absent = {name: Absent(name) for name in (*on_disk, "broadcast")}
-    stores: dict[str, Any] = {**absent, **made, "broadcast": ring}
+    ring = Ring(reactor, made.get("broadcast") or Past())
+    absent = {name: Absent(name) for name in on_disk}
+    stores: dict[str, Any] = {**absent, **made, "broadcast": ring, "roster": Names()}
     return House(Stores(**stores), tuple(services), ring)

@@ -106,6 +106,7 @@ class _Job:
     work: Callable[[sqlite3.Connection, list[Any]], list[Any]]
     item: Any
     answer: Deferred[Any]
+    weight: int
     result: Any = None  # a Failure goes the errback way
 
 
@@ -125,13 +126,19 @@ class Database(Service):
     """
 
     CONNECTION: ClassVar[type[sqlite3.Connection]] = sqlite3.Connection
+    GROUP: ClassVar[int] = 1024  # rows a transaction: Python makes others wait for each of them
+    SLICE: ClassVar[int] = 64  # answers a turn of the reactor
 
     path: Path
     migrations: Sequence[str]
     reactor: Any
     after_commit: list[Callable[[sqlite3.Connection], object]] = field(factory=list, init=False)
     waiting: int = field(default=0, init=False)  # works not answered yet
-    _jobs: SimpleQueue[_Job | None] = field(factory=SimpleQueue, init=False)
+    _asked: deque[_Job] = field(factory=deque, init=False)  # since the thread got the last
+    _busy: bool = field(default=False, init=False)  # it has some, or is about to
+    _jobs: SimpleQueue[list[_Job] | None] = field(factory=SimpleQueue, init=False)
+    _done: deque[_Job] = field(factory=deque, init=False)  # to be answered, in this order
+    _ended: bool = field(default=False, init=False)
     _thread: Thread = field(init=False)
     _stopped: Deferred[None] = field(init=False)
     _connection: sqlite3.Connection | None = field(default=None, init=False)
@@ -178,8 +185,9 @@ class Database(Service):
         if not self.running:
             return succeed(None)
         super().stopService()
-        self._stopped = Deferred()
-        self._jobs.put(None)
+        self._stopped, self._ended = Deferred(), False
+        if not self._busy:
+            self._jobs.put(None)
         return self._stopped
 
     def run(self, work: Callable[[sqlite3.Connection], _T]) -> Deferred[_T]:
@@ -192,45 +200,76 @@ class Database(Service):
         return self.gather(_each, work)
 
     def gather(
-        self, work: Callable[[sqlite3.Connection, list[_Item]], list[_T]], item: _Item
+        self,
+        work: Callable[[sqlite3.Connection, list[_Item]], list[_T]],
+        item: _Item,
+        rows: int = 1,
     ) -> Deferred[_T]:
         """As `run`, but `work` is called once for all the items that wait for it.
 
         It answers with one result an item. Every SQLite call gives the interpreter away and may
         wait milliseconds to get it back from a busy reactor: a few calls a group stay cheap, a
         few a message do not. Items of different works may pass each other.
+
+        rows: how many this item is about; about GROUP of them at most are committed together.
         """
         if not self.running:
             return fail(StoreError("shutting down"))
         answer: Deferred[_T] = Deferred()
         self.waiting += 1
-        self._jobs.put(_Job(work, item, answer))
+        self._asked.append(_Job(work, item, answer, rows))
+        if not self._busy:
+            self._busy = True
+            self.reactor.callLater(0, self._hand_over)  # with all that this turn still brings
         return answer
 
+    def _hand_over(self) -> None:
+        """Let the thread do what has been asked for since it got the last."""
+        asked, rows = list[_Job](), 0
+        while self._asked and rows < self.GROUP:
+            asked.append(self._asked.popleft())
+            rows += asked[-1].weight
+        self._busy = bool(asked)
+        if asked:
+            self._jobs.put(asked)
+
     def _deliver(self, jobs: list[_Job]) -> None:
-        for job in jobs:
+        """A few answers a turn: whoever hears many at once must not keep everybody else waiting."""
+        self._hand_over()
+        if not (self._busy or self.running):
+            self._jobs.put(None)
+        behind = bool(self._done)
+        self._done.extend(jobs)
+        if not behind:
+            self._say()
+
+    def _say(self) -> None:
+        for _ in range(min(self.SLICE, len(self._done))):
+            job = self._done[0]
             self.waiting -= 1
             job.answer.callback(job.result)
+            self._done.popleft()
+        if self._done:
+            self.reactor.callLater(0, self._say)
+        elif self._ended:
+            self._stopped.callback(None)
 
     def _end(self) -> None:
         self._thread.join()  # this was the last thing it did
-        self._stopped.callback(None)
+        self._ended = True
+        if not self._done:
+            self._stopped.callback(None)
 
     # --- in the thread (opening: in the reactor's before there is one)
 
     def _serve(self) -> None:
         with suppress(_Down):
             self._trusted()
-        last = False
-        while not last:
-            first = self._jobs.get()
-            taken = [first, *(self._jobs.get() for _ in range(self._jobs.qsize()))]
-            last = taken[-1] is None  # nothing is put after it
-            if jobs := [job for job in taken if job is not None]:
-                self._answer(jobs)
-                self.reactor.callFromThread(self._deliver, jobs)
-                if self._connection is not None and not self._doubted:
-                    self._tell(self._connection)
+        while (jobs := self._jobs.get()) is not None:
+            self._answer(jobs)
+            self.reactor.callFromThread(self._deliver, jobs)
+            if self._connection is not None and not self._doubted:
+                self._tell(self._connection)
         self._close()
         self.reactor.callFromThread(self._end)
 

@@ -2,14 +2,17 @@
 
     {"time": "2026-11-21T09:30:00.123Z", "seq": 7, "id": "ana", "message": "hola"}
 
-Lines are ASCII, everything else is escaped: no line break (U+2028 is one to some readers) and no
-control character of a message can make a second record. They are in the order of seq, each once.
+Lines are records of protocols/handshake_formats.py, in the order of seq, each once.
 
 The table is the promise: an answer never waits for this file. After each commit what the table
 has beyond the last line is appended; so after kill -9, or once a full disk has room again, the
 file catches up by the same step. A torn line at its end is cut first. The file may be moved away
 or deleted at any time: the next message begins a new one. A file that is there but empty begins
-where the last new one did (`logfile.after`).
+where the last new one did (`logfile.after`); one that is gone at the start, behind the newest
+rotation, if that is there.
+
+A file that would grow beyond a size is renamed to logfile.log.1, that one to logfile.log.2, and so
+on; those beyond a number are deleted.
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import ClassVar
 
@@ -26,18 +30,10 @@ from attrs import define, field
 from twisted.logger import Logger
 
 from daemon.stores import files
+from protocols.handshake_formats import records
 
 log = Logger()
 Row = tuple[int, str, str, str]  # seq, at, id, message
-
-
-def lines(rows: Iterable[Row]) -> bytes:
-    """The records, each with its LF."""
-    text = "".join(
-        json.dumps({"time": at, "seq": seq, "id": ident, "message": message}) + "\n"
-        for seq, at, ident, message in rows
-    )
-    return text.replace("\x7f", "\\u007f").encode("ascii")  # DEL is all that json leaves
 
 
 def sequence(line: bytes) -> int | None:
@@ -54,6 +50,7 @@ class MessageLog:
     """The file behind the table. `follow` runs in the thread of the database, after its commits."""
 
     BATCH: ClassVar[int] = 128  # messages read and written at once
+    FRESH: ClassVar[int] = 1024  # messages written at once, when they need not be read
     TAIL: ClassVar[int] = 1 << 20  # bytes looked through for the last good line; one has < 400 KiB
 
     path: Path
@@ -61,14 +58,29 @@ class MessageLog:
     _first: int | None = field(default=None, init=False)  # the highest seq when we began to follow
     _last: int | None = field(default=None, init=False)  # seq of the last line; None: not known yet
     _said: bool = field(default=False, init=False)
+    _size: int = field(default=0, init=False)
+    _keep: int = field(default=0, init=False)
 
-    def follow(self, connection: sqlite3.Connection) -> None:
-        """Append what the table has more than the file; an OSError is logged and tried again."""
+    def rotate(self, size: int, keep: int) -> None:
+        """From now on no file grows beyond `size` bytes (0: it may), and `keep` old ones stay."""
+        self._size, self._keep = size, keep
+
+    def follow(self, connection: sqlite3.Connection, fresh: Sequence[Row] = ()) -> None:
+        """Append what the table has more than the file; an OSError is logged and tried again.
+
+        fresh: what was inserted since the last call. It need not be read again, unless it turns
+        out that some of it was rolled back, or that the file lacks more than that.
+        """
         try:
             if self._first is None:
                 self._first = _highest(connection)
             if self._last is None:
                 self._open(connection)
+            if fresh and self._is_next(connection, fresh):
+                for place in range(0, len(fresh), self.FRESH):
+                    self._open(connection)
+                    self._write(connection, fresh[place : place + self.FRESH])
+                return
             while rows := self._after(connection):
                 self._open(connection)
                 self._write(connection, rows)
@@ -88,6 +100,16 @@ class MessageLog:
             os.close(self._file)
             self._file = None
 
+    def _is_next(self, connection: sqlite3.Connection, fresh: Sequence[Row]) -> bool:
+        """Whether these are exactly the messages the file lacks."""
+        first, last = fresh[0][0], fresh[-1][0]
+        return (
+            first - 1 == self._last
+            and last - first + 1 == len(fresh)
+            and last == _highest(connection)
+            and not any(row[0] != seq for seq, row in enumerate(fresh, first))
+        )
+
     def _after(self, connection: sqlite3.Connection) -> list[Row]:
         """The next messages the file lacks."""
         rows: list[Row] = connection.execute(
@@ -103,6 +125,8 @@ class MessageLog:
                 return
             self.close()
         if not self.path.exists():
+            if self._last is None:
+                self._last = self._newest_rotation()
             if self._last is None:
                 self._last = self._first
             self._begin(connection)  # first: an empty file alone would begin where an older one did
@@ -149,13 +173,51 @@ class MessageLog:
             os.ftruncate(file, start + keep)
         return found
 
-    def _write(self, connection: sqlite3.Connection, rows: list[Row]) -> None:
+    def _newest_rotation(self) -> int | None:
+        """The seq that ends it; None if there is none, or if it is no file of ours."""
+        path = next((path for path in self._rotations() if path.exists()), None)
+        if path is None:
+            return None
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - self.TAIL))
+            _, found = last_record(file.read())
+        return found
+
+    def _rotations(self) -> list[Path]:
+        """Where older files are, the newest first, and where one more would be."""
+        paths = (self.path.with_name(f"{self.path.name}.{number}") for number in count(1))
+        found = []
+        for path in paths:
+            found.append(path)
+            if not path.exists():
+                return found
+        raise AssertionError
+
+    def _rotate(self, connection: sqlite3.Connection) -> None:
+        paths = self._rotations()
+        self.close()
+        for path in paths[max(self._keep, 1) - 1 : -1]:
+            path.unlink()
+        for older, newer in reversed(list(zip(paths[1 : self._keep], paths, strict=False))):
+            if newer.exists():
+                newer.rename(older)
+        if self._keep:
+            self.path.rename(paths[0])
+        else:
+            self.path.unlink()
+        self._open(connection)
+
+    def _write(self, connection: sqlite3.Connection, rows: Sequence[Row]) -> None:
         assert self._file is not None
+        data = records(rows)
         size = os.fstat(self._file).st_size
+        if size and 0 < self._size < size + len(data):
+            self._rotate(connection)
+            size = 0
         if not size:
             self._begin(connection)
         try:
-            files.write_all(self._file, lines(rows))
+            files.write_all(self._file, data)
         except OSError:
             with suppress(OSError):
                 os.ftruncate(self._file, size)

@@ -1,0 +1,1 @@
+"""Bytes that nobody meant to send: `python -m tests.fuzz`. See __main__."""
