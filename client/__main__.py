@@ -4,6 +4,7 @@ Exit statuses
     0    done
     1    failed: refused by the server, a receipt that differs, a broken connection, a full disk
     2    wrong usage
+    66   nothing waits in the box (get)
     69   nobody listens there
     78   config.cfg cannot be read
     130  Ctrl-C
@@ -28,10 +29,14 @@ COMMANDS = {  # where each lives: imported when used, so that a start stays quic
     "ingest": "client.ingest",
     "put": "client.relay",
     "get": "client.relay",
+    "ls": "client.relay",
+    "rm": "client.relay",
+    "requeue": "client.relay",
     "relay": "client.relay",
     "chat": "client.chat",
     "register": "client.handshake",
     "say": "client.handshake",
+    "tail": "client.handshake",
     "echo": "client.echo",
     "selftest": "client.selftest",
 }
@@ -111,8 +116,8 @@ def cli() -> None:
       roundhouse ingest backup.tar
       roundhouse --host 10.0.0.5 put report.pdf
 
-    Exit status: 0 done, 1 failed, 2 wrong usage, 69 nobody listens, 78 config.cfg cannot be
-    read, 130 Ctrl-C.
+    Exit status: 0 done, 1 failed, 2 wrong usage, 66 nothing to get, 69 nobody listens,
+    78 config.cfg cannot be read, 130 Ctrl-C.
     """
 
 

@@ -47,7 +47,7 @@ class Caller:
     def note(self, text: str) -> None:
         """A remark on standard error; none in JSON mode."""
         if not self.as_json:
-            click.echo(text, err=True)
+            click.echo(text, file=sys.stderr)  # by this name, so that a progress bar makes room
 
     def relay(self, line: bytes, **facts: object) -> None:
         """A line of the network: harmless on a terminal, untouched in a pipe."""
@@ -56,11 +56,11 @@ class Caller:
         else:
             click.echo(line, nl=False)
 
-    def fail(self, error: click.ClickException) -> None:
+    def fail(self, error: click.ClickException, **facts: object) -> None:
         """An error on standard error."""
         if self.as_json:
-            facts = {"error": error.format_message(), "status": error.exit_code}
-            click.echo(json.dumps(facts), err=True)
+            told = {**facts, "error": error.format_message(), "status": error.exit_code}
+            click.echo(json.dumps(told), err=True)
         elif isinstance(error, click.UsageError):
             error.show()
         else:

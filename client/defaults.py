@@ -18,7 +18,9 @@ PORTS = {
     ("echo", "PORT"): 5000,
     ("ingest", "PORT"): 8080,
     ("relay", "PORT"): 5011,
+    ("relay", "HTTP_PORT"): 5012,
     ("chat", "PORT"): 60060,
+    ("chat", "IRC_PORT"): 6667,
     ("handshake", "CODE_PORT"): 8000,
     ("handshake", "MESSAGE_PORT"): 8001,
 }

@@ -1,9 +1,13 @@
-"""register and say: a code for an id, and messages under both, over HTTP forms."""
+"""register, say and tail: a code for an id, messages under both, and what was logged."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
+from base64 import b64encode
+from time import sleep
+from typing import Any
 
 import click
 from attrs import frozen
@@ -11,11 +15,14 @@ from attrs import frozen
 from client import codes
 from client.caller import Caller, calls
 from client.files import Source
-from client.net import Address, Failed, Reset, Silent, connect
-from client.terminal import printable
+from client.net import Address, Failed, Reset, Silent, Wire, connect
+from client.terminal import counted, printable
 
 PATIENCE = 30.0  # seconds for an answer, without --timeout
 LONGEST = 65536  # bytes of a message, and of an answer that is read
+MANY = 1000  # messages asked for at once,
+READ = 16 << 20  # and bytes of them: every character may be escaped
+LEAST, MOST = 0.2, 2.0  # seconds between two looks for new ones
 SUCCESS = "Authentication success"
 _CODE = re.compile(r"[0-9a-f-]{32,36}")
 
@@ -37,21 +44,35 @@ class Answer:
 
 def post(address: Address, timeout: float | None, **fields: str) -> Answer:
     """Post a form to `address`. Raise Failed where no HTTP answer comes."""
-    from http.client import HTTPConnection, HTTPException, RemoteDisconnected
     from urllib.parse import urlencode
 
     try:
         form = urlencode(fields)
     except UnicodeEncodeError:
         raise click.UsageError("the text is not UTF-8") from None
+    headers = {"Content-Type": "application/x-www-form-urlencoded", "Connection": "close"}
+    return ask(address, timeout, "POST", "/", form, headers, LONGEST)
+
+
+def ask(
+    address: Address,
+    timeout: float | None,
+    method: str,
+    target: str,
+    body: str | None,
+    headers: dict[str, str],
+    longest: int,
+) -> Answer:
+    """One HTTP request; of the answer's body at most `longest` bytes. Raise Failed without one."""
+    from http.client import HTTPConnection, HTTPException, RemoteDisconnected
+
     connection = HTTPConnection(address.host, address.port)
     connection.sock = connect(address, timeout)
     connection.sock.settimeout(timeout or PATIENCE)
-    headers = {"Content-Type": "application/x-www-form-urlencoded", "Connection": "close"}
     try:
-        connection.request("POST", "/", form, headers)
+        connection.request(method, target, body, headers)
         response = connection.getresponse()
-        body = response.read(LONGEST).decode(errors="replace")
+        answered = response.read(longest).decode(errors="replace")
     except TimeoutError:
         raise Silent(f"{address} did not answer within {timeout or PATIENCE:g} s") from None
     except RemoteDisconnected:
@@ -68,7 +89,7 @@ def post(address: Address, timeout: float | None, **fields: str) -> Answer:
         response.status,
         response.headers.get("Status", ""),
         response.headers.get("Server-Uuid", ""),
-        body,
+        answered,
     )
 
 
@@ -118,12 +139,18 @@ def register(caller: Caller, ident: str | None) -> None:
 
 @click.command(short_help="Leave a message under an id.")
 @click.argument("ident", metavar="ID")
-@click.argument("text", nargs=-1, required=True)
+@click.argument("text", nargs=-1)
+@click.option("--stdin", "lines", is_flag=True, help="Each line of standard input is a message.")
 @click.option("--code-file", metavar="FILE", help="Read the code from FILE.")
 @calls
 @click.pass_obj
-def say(caller: Caller, ident: str, text: tuple[str, ...], code_file: str | None) -> None:
+def say(
+    caller: Caller, ident: str, text: tuple[str, ...], lines: bool, code_file: str | None
+) -> None:
     """Leave the message TEXT ("-": standard input, less its last line end) under ID.
+
+    With --stdin every line of standard input is a message of its own, on one connection; it is
+    stored within a moment of being read, and a file of a million lines in a few seconds.
 
     The code comes from --code-file, else from the environment (ROUNDHOUSE_CODE), else from what
     `register` kept; never from an argument, which every user of the machine can read.
@@ -133,11 +160,88 @@ def say(caller: Caller, ident: str, text: tuple[str, ...], code_file: str | None
       roundhouse say ana hello there
       uptime | roundhouse say ana -
       roundhouse say ana --code-file /run/secrets/ana hello
+      tail -F app.log | roundhouse say ana --stdin
     """
+    if lines is bool(text):
+        raise click.UsageError("give either TEXT or --stdin")
+    if lines:
+        _say_lines(caller, ident, _code(caller, ident, code_file))
+        return
     message = _stdin() if text == ("-",) else " ".join(text)
     address = caller.address("handshake", "MESSAGE_PORT")
     tell(address, caller.timeout, ident, _code(caller, ident, code_file), message)
     caller.tell("Stored", id=ident, stored=True)
+
+
+def _say_lines(caller: Caller, ident: str, code: str) -> None:
+    from client.keep import stream_lines
+
+    address = caller.address("handshake", "MESSAGE_PORT")
+    with Wire.to(address, caller.timeout, PATIENCE) as wire, Source.open("-") as source:
+        done = stream_lines(wire, ident, code, source, quiet=caller.as_json)
+    stored = counted(done.stored, "message")
+    caller.tell(f"Stored {stored}", id=ident, stored=done.stored, refused=done.refused)
+    if done.refused:
+        raise Failed(f"{counted(done.refused, 'line')} refused, the first: {done.first}")
+
+
+@click.command(short_help="Show the messages of an id.")
+@click.argument("ident", metavar="ID")
+@click.option("-f", "--follow", is_flag=True, help="Go on with those that come.")
+@click.option("--after", type=click.IntRange(0), default=0, metavar="SEQ", help="Later ones only.")
+@click.option("--code-file", metavar="FILE", help="Read the code from FILE.")
+@calls
+@click.pass_obj
+def tail(caller: Caller, ident: str, follow: bool, after: int, code_file: str | None) -> None:
+    """Show what was logged under ID, oldest first: its number, time and text, a line each.
+
+    The server shows what was logged with the same code (REGISTRATION = exclusive: with the same
+    id). The code comes from where `say` takes it. --json prints the records as they are logged.
+
+    \b
+    Examples:
+      roundhouse tail ana
+      roundhouse tail ana -f
+      roundhouse tail ana --after 1000 --json | jq -r .message
+    """
+    address = caller.address("handshake", "MESSAGE_PORT")
+    code = _code(caller, ident, code_file)
+    pause = LEAST
+    while True:
+        found = read_back(address, caller.timeout, ident, code, after)
+        for record in found:
+            after = record["seq"]
+            text = f"{after}  {record['time']}  {record['message']}"
+            caller.tell(printable(text), **record)
+        if found:
+            pause = LEAST
+        elif not follow:
+            return
+        else:
+            sleep(pause)
+            pause = min(2 * pause, MOST)
+
+
+def read_back(
+    address: Address, timeout: float | None, ident: str, code: str, after: int
+) -> list[dict[str, Any]]:
+    """Messages after number `after`; none: there is no more. Raise Failed."""
+    token = b64encode(f"{ident}:{code}".encode(errors="surrogateescape")).decode()
+    headers = {"Authorization": f"Basic {token}", "Connection": "close"}
+    answer = ask(address, timeout, "GET", f"/?after={after}&limit={MANY}", None, headers, READ)
+    if answer.status != 200:
+        raise answer.refusal()
+    try:
+        records = [json.loads(line) for line in answer.body.splitlines()]
+        numbers = [record["seq"] for record in records]
+        good = all(type(r["time"]) is type(r["message"]) is str for r in records)
+        if not good or numbers != sorted({*numbers}) or (numbers and numbers[0] <= after):
+            raise ValueError
+    except (ValueError, TypeError, LookupError, RecursionError):
+        raise Failed(
+            f"{address} did not answer with records: is it the port for messages?"
+        ) from None
+    return records
 
 
 def _stdin() -> str:

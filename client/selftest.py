@@ -15,7 +15,7 @@ from client.defaults import WORD, Misread
 from client.files import Source, pour
 from client.ingest import judge, receive
 from client.net import Failed, Silent
-from client.relay import leave
+from client.raw import leave
 from client.terminal import shown
 
 PATIENCE = 2.0  # seconds for each answer, without --timeout

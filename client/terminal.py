@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from unicodedata import category
+
+Advance = Callable[[int], object]  # takes each count of bytes that moved
 
 KEPT = "\t\u200c\u200d"  # TAB, and the joiners that scripts and emoji need
 
@@ -32,11 +34,24 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def columns(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
+    """Cells in line, harmless; right: the columns that are numbers."""
+    clean = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*clean, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if at in right else cell.ljust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in clean
+    )
+
+
 @contextmanager
-def progress(label: str, size: int | None, quiet: bool) -> Iterator[Callable[[int], object]]:
+def progress(label: str, size: int | None, quiet: bool, done: int = 0) -> Iterator[Advance]:
     """A bar on standard error, where that is a terminal; yields what takes each count of bytes.
 
-    size: bytes to come, None: unknown.
+    size: all bytes there will be, None: unknown; done: how many of them are there already.
     """
     if quiet or not sys.stderr.isatty():
         yield lambda count: None
@@ -60,5 +75,5 @@ def progress(label: str, size: int | None, quiet: bool) -> Iterator[Callable[[in
         console=Console(stderr=True),
         transient=True,
     ) as bar:
-        task = bar.add_task(printable(label), total=size)
+        task = bar.add_task(printable(label), total=size, completed=done)
         yield lambda count: bar.advance(task, count)

@@ -265,7 +265,7 @@ class SurfaceTests(ClientCase):
             assert self.run_client("--version").text == "roundhouse 0+unknown\n"
 
     def test_wrong_usage_is_status_2(self) -> None:
-        for args in (["nothing"], ["ingest"], ["put", "x", "y"], ["--port", "0", "echo", "x"]):
+        for args in (["nothing"], ["ingest"], ["put"], ["--port", "0", "echo", "x"]):
             wrong = self.run_client(*args)
             assert wrong.status == 2, args
             assert "Usage:" in wrong.err
@@ -337,7 +337,7 @@ class ProcessTests(ClientCase):
 
     def test_ctrl_c_is_status_130_without_a_traceback(self) -> None:
         server = Server((everything,))
-        process = self.start("get", "-o", self.folder / "got", "--port", server.port)
+        process = self.start("get", "--raw", "-o", self.folder / "got", "--port", server.port)
         assert process.stderr is not None
         assert process.stderr.readline() == b"Waiting for sender...\n"
         process.send_signal(signal.SIGINT)
@@ -349,7 +349,7 @@ class ProcessTests(ClientCase):
 
     def test_a_terminated_client_leaves_no_partial_file(self) -> None:
         server = Server((everything,))
-        process = self.start("get", "-o", self.folder / "got", "--port", server.port)
+        process = self.start("get", "--raw", "-o", self.folder / "got", "--port", server.port)
         assert process.stderr is not None
         process.stderr.readline()
         process.terminate()
@@ -369,7 +369,7 @@ class ProcessTests(ClientCase):
 
     def test_a_reader_that_left_ends_it_quietly(self) -> None:
         server = Server((speaking(b"x" * 4000),))
-        process = self.start("get", "--port", server.port)
+        process = self.start("get", "--raw", "--port", server.port)
         assert process.stdout is not None
         process.stdout.close()
         process.stdout = None
@@ -382,7 +382,7 @@ class ProcessTests(ClientCase):
             self.skipTest("no /dev/full here")
         server = Server((speaking(b"x" * 4000),))
         with open("/dev/full", "wb") as full:
-            ended = self.ended(self.start("get", "--port", server.port, stdout=full))
+            ended = self.ended(self.start("get", "--raw", "--port", server.port, stdout=full))
         assert ended.status == 1
         assert ended.err.endswith("cannot write to standard output: No space left on device\n")
         assert server.over() == [b"RESET"]
