@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,11 @@ import click
 
 from daemon import settings
 from daemon.catalogue import CATALOGUE
+from daemon.doctor import doctor
+from daemon.export import export
 from daemon.roundhouse import EX_CONFIG
 from daemon.settings import ConfigError, Settings
+from daemon.verify import verify
 from protocols.options import MEANS
 
 HOME = Path(__file__).resolve().parents[1]
@@ -67,7 +72,16 @@ def check_config(path: Path | None, as_json: bool) -> None:
 def _shown(value: object) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
+    if isinstance(value, tuple):
+        return shlex.join(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {one}" for name, one in sorted(value.items()))
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _harmless(_: object, __: object, value: object) -> object:
+    """No secret is ever shown."""
+    return {k: str(v) for k, v in value.items()} if isinstance(value, Mapping) else value
 
 
 def _as_json(found: Settings) -> dict[str, Any]:
@@ -80,11 +94,16 @@ def _as_json(found: Settings) -> dict[str, Any]:
             name: {
                 "enabled": service.enabled,
                 "listen": {one.port.key: list(one.endpoints) for one in service.listens},
-                "options": attrs.asdict(service.options),
+                "options": attrs.asdict(service.options, value_serializer=_harmless),
             }
             for name, service in found.services.items()
         },
     }
+
+
+main.add_command(verify)
+main.add_command(doctor)
+main.add_command(export)
 
 
 if __name__ == "__main__":

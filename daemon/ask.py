@@ -108,7 +108,7 @@ QUESTIONS = (
     Question("Port of handshake, codes", "handshake", "CODE_PORT", "8000", port),
     Question("Port of handshake, messages", "handshake", "MESSAGE_PORT", "8001", port),
     Question("Port of echo", "echo", "PORT", "5000", port),
-    Question("Buffer size of ingest", "ingest", "BUFFER_SIZE", "64 KiB", buffer_size),
+    Question("Buffer size of ingest", "ingest", "BUFFER_SIZE", "1 MiB", buffer_size),
     Question("Size limit of one file", "ingest", "MAX_FILE_SIZE", "64 MiB", file_size),
 )
 

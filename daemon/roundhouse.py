@@ -24,6 +24,7 @@ from twisted.python.components import Componentized
 from daemon import binding, settings, stores
 from daemon.binding import PortsTaken
 from daemon.catalogue import CATALOGUE
+from daemon.gate import Gate, places
 from daemon.kernel import Sockets
 from daemon.reactor import Chosen
 from daemon.services import Listener, Stack
@@ -82,6 +83,7 @@ class Roundhouse(Stack):
     house: stores.House
     factories: dict[str, Mapping[str, LiveFactory]]
     systemd: Systemd
+    gate: Gate = field(init=False)
     listeners: MultiService = field(factory=MultiService)
     chosen: Chosen | None = None
     _loader: int = field(factory=os.getpid)
@@ -92,6 +94,7 @@ class Roundhouse(Stack):
 
     def __attrs_post_init__(self) -> None:
         MultiService.__init__(self)
+        self.gate = Gate(self.reactor)
 
     @classmethod
     def assemble(
@@ -120,6 +123,7 @@ class Roundhouse(Stack):
         factories = {spec.name: _build(spec, now, reactor, house) for spec in served}
         systemd = Systemd.of(environ, reactor)
         daemon = cls(home, reactor, catalogue, served, environ, now, house, factories, systemd)
+        daemon._limit()
         for service in house.services:
             daemon.addService(service)
         daemon._listen()
@@ -137,6 +141,7 @@ class Roundhouse(Stack):
             grace = self.settings.grace * DRAIN_SHARE
             listener = Listener(listen.service, claimed, factory, self.reactor, grace)
             listener.setServiceParent(self.listeners)
+            factory.busy, factory.live.gate = listen.port.busy, self.gate
             if listen.port.broadcasts:
                 greeters.append(listener.accept_waiting)
 
@@ -145,6 +150,12 @@ class Roundhouse(Stack):
                 greet()
 
         self.house.ring.accept = accept
+
+    def _limit(self) -> None:
+        """Let the gate do as the settings say."""
+        self.gate.most = places(self.settings.connections)
+        self.gate.per_address = self.settings.per_address
+        self.gate.loopback = self.settings.limit_loopback
 
     def startService(self) -> None:
         os.umask(UMASK)
@@ -198,6 +209,7 @@ class Roundhouse(Stack):
                 self.factories[spec.name][key].adopt(fresh)
         for listener in self.listeners:
             listener.grace = now.grace * DRAIN_SHARE
+        self._limit()
         log.info(
             "{path} read again: {changes}",
             path=str(path),

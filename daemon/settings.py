@@ -13,7 +13,10 @@ configuration file, never to the working directory.
 from __future__ import annotations
 
 import configparser
+import os
 import re
+import shlex
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
@@ -25,11 +28,12 @@ import attrs
 from attrs import define, field, frozen
 from twisted.internet.endpoints import quoteStringArgument
 
-from protocols.options import KIND, count, duration, flag
+from protocols.options import EACH, KIND, command, count, duration, flag
 from protocols.spec import Port, Spec
 
 _T = TypeVar("_T")
 
+PER_ADDRESS = 1000  # connections: fifty clients share a NAT, a load test has one address
 ENDPOINTS = ("tcp", "tcp6", "unix", "systemd", "ssl", "tls")  # haproxy: goes before any of them
 _SECTION = re.compile(r"\[(.+)\]")
 _KEY = re.compile(r"([^\s#;=:\[][^=:]*?)\s*[=:]")
@@ -48,7 +52,7 @@ class Listen:
     """One port of one protocol: where it listens, and the keys that say so.
 
     endpoints: Twisted endpoint strings. where: file:line of the key, or just the file.
-    named: config.cfg asks for it; else it is where it is by default.
+    named: config.cfg puts it elsewhere than it is by default.
     """
 
     service: str
@@ -70,13 +74,20 @@ class Service:
 
 @frozen
 class Settings:
-    """One reading of everything that can be set. grace: seconds a drain may take."""
+    """One reading of everything that can be set.
+
+    grace: seconds a drain may take. connections, per_address: how many may be open, in all and
+    from one address, 0: as many as descriptors allow, or as come; limit_loopback: also from here.
+    """
 
     path: Path | None  # None: there is no file
     home: Path  # relative paths are relative to it
     server_ip: str
     data_dir: Path
     grace: float
+    connections: int
+    per_address: int
+    limit_loopback: bool
     services: Mapping[str, Service]
 
     def needing_restart(self, new: Settings) -> list[str]:
@@ -97,12 +108,23 @@ class Settings:
 
     def changes(self, new: Settings) -> list[str]:
         """What `new` changes at once, in words: `[ingest] MAX_FILE_SIZE = 15`."""
-        changed = [] if self.grace == new.grace else [f"[daemon] GRACE = {new.grace:g}"]
+        changed = [
+            f"[daemon] {key.upper()} = {getattr(new, key):g}"
+            for key in ("grace", "connections", "per_address", "limit_loopback")
+            if getattr(new, key) != getattr(self, key)
+        ]
         for name, old in self.services.items():
             fresh = new.services[name].options
             for key in (a.name for a in attrs.fields(type(fresh))):
                 value = getattr(fresh, key)
-                if value != getattr(old.options, key):
+                before = getattr(old.options, key)
+                if isinstance(value, Mapping):
+                    for one in sorted(value.keys() | before.keys()):
+                        if value.get(one) != before.get(one):
+                            said = value.get(one, "(none)")
+                            changed.append(f"[{name}] {key.upper()}_{one} = {said}")
+                elif value != before:
+                    value = shlex.join(value) if isinstance(value, tuple) else value
                     changed.append(f"[{name}] {key.upper()} = {value}")
         return changed
 
@@ -120,8 +142,8 @@ def read(
 ) -> Settings:
     """Read `path` for `specs`. Raises ConfigError with all that is wrong with it."""
     text = _File.load(path)
-    reader = _Reader(text, environ)
     base = home if path is None else path.parent
+    reader = _Reader(text, base, environ)
     server_ip = reader.value("DEFAULT", "SERVER_IP", _address, "127.0.0.1")
     data_dir = reader.value("DEFAULT", "DATA_DIR", _path, Path("data"))
     grace = reader.value("daemon", "GRACE", partial(duration, most=3600.0), 10.0)
@@ -131,6 +153,9 @@ def read(
         server_ip=server_ip,
         data_dir=base / data_dir.expanduser(),
         grace=grace,
+        connections=reader.value("daemon", "CONNECTIONS", count, 0),
+        per_address=reader.value("daemon", "PER_ADDRESS", count, PER_ADDRESS),
+        limit_loopback=reader.value("daemon", "LIMIT_LOOPBACK", flag, False),
         services={spec.name: reader.service(spec, server_ip) for spec in specs},
     )
     reader.refuse_the_unknown(specs)
@@ -199,6 +224,7 @@ class _Reader:
     """Reads values and remembers what is wrong, so that all of it can be said at once."""
 
     file: _File
+    home: Path  # relative paths are relative to it
     environ: Mapping[str, str]
     problems: list[tuple[int, str]] = field(factory=list)  # line, text
     _known: dict[str, set[str]] = field(factory=lambda: {"DEFAULT": set(), "daemon": set()})
@@ -232,9 +258,9 @@ class _Reader:
     def service(self, spec: Spec, server_ip: str) -> Service:
         also = spec.also_default
         options = {
-            a.name: self.value(
-                spec.name, a.name.upper(), a.metadata[KIND], a.default, also_default=also
-            )
+            a.name: self._each(spec.name, a)
+            if EACH in a.metadata
+            else self.value(spec.name, a.name.upper(), self._kind(a), a.default, also_default=also)
             for a in attrs.fields(spec.options)
         }
         return Service(
@@ -242,6 +268,27 @@ class _Reader:
             listens=tuple(self._listen(spec, port, server_ip) for port in spec.ports),
             options=spec.options(**options),
         )
+
+    def _each(self, section: str, option: Any) -> dict[str, Any]:
+        """TOKEN_<name> for whatever names the section has."""
+        prefix = f"{option.name}_"
+        known = self._known.setdefault(section, set())
+        values = {}
+        for key, text in self.file.sections.get(section, {}).items():
+            if key.startswith(prefix) and (name := key.removeprefix(prefix)):
+                known.add(key)
+                line = self.file.lines.get((section, key), 0)
+                where = f"{self.file.where(section, key)}: [{section}] {prefix.upper()}{name}"
+                try:
+                    option.metadata[EACH](name)
+                    values[name] = option.metadata[KIND](text)
+                except ValueError as why:  # the text may be a secret
+                    self.problems.append((line, f"{where}: {why}"))
+        return values
+
+    def _kind(self, option: Any) -> Callable[[str], Any]:
+        kind: Callable[[str], Any] = option.metadata[KIND]
+        return partial(_runnable, self.home) if kind is command else kind
 
     def refuse_the_unknown(self, specs: Sequence[Spec]) -> None:
         """A misspelt section or key is an error, with the nearest right name."""
@@ -277,7 +324,7 @@ class _Reader:
             key = port.key
             held = key.lower() in self.file.sections.get(spec.name, {})
             section = "DEFAULT" if also and not held else spec.name
-            named = held or (also and key.lower() in self.file.sections.get("DEFAULT", {}))
+            named = number != port.number
             family = "tcp6" if ":" in server_ip else "tcp"
             endpoints = (f"{family}:{number}:interface={quoteStringArgument(server_ip)}",)
         return Listen(spec.name, port, endpoints, key, self.file.where(section, key), named)
@@ -308,6 +355,19 @@ def _path(text: str) -> Path:
     if not text.strip() or "\0" in text:
         raise ValueError("a folder is needed, such as data or /var/lib/roundhouse")
     return Path(text.strip())
+
+
+def _runnable(home: Path, text: str) -> tuple[str, ...]:
+    """A command whose program is there; its path is absolute, also where it was on PATH."""
+    words = command(text)
+    if not words:
+        return ()
+    name = words[0]
+    found = shutil.which(home / Path(name).expanduser() if "/" in name else name)
+    if found is None:
+        where = "there" if "/" in name else "on PATH"
+        raise ValueError(f"{name} is no executable program {where}; give the path of one")
+    return (os.path.abspath(found), *words[1:])
 
 
 def _endpoints(text: str) -> tuple[str, ...]:

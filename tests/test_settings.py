@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from daemon import settings
 from daemon.catalogue import CATALOGUE
 from daemon.settings import ConfigError, Settings
-from protocols.options import choice, count, duration, option, size
+from protocols.options import EACH, choice, command, count, duration, option, size
 from protocols.spec import Port, Spec
 
 HOME = Path(__file__).resolve().parents[1]
@@ -30,6 +30,7 @@ class Talking:
     idle_timeout: float = option(0.0, duration, "silence")
     mode: str = option("calm", choice("calm", "loud"), "how")
     most: int = option(5, partial(count, least=1), "how many")
+    run: tuple[str, ...] = option((), command, "what then")
 
 
 INGEST = Spec("ingest", (Port("PORT", 8080),), lambda _: {}, Landing, also_default=True)
@@ -207,7 +208,8 @@ class BadConfigurationTests(SettingsCase):
             "config.cfg:1: no section [default]; did you mean [DEFAULT]?"
         ]
         assert self.problems("[daemon]\nX = 1\n") == [
-            "config.cfg:2: [daemon] has no X; there are GRACE"
+            "config.cfg:2: [daemon] has no X; there are CONNECTIONS, GRACE,"
+            " LIMIT_LOOPBACK, PER_ADDRESS"
         ]
         assert self.problems("[zzz]\n") == [
             "config.cfg:1: no section [zzz]; there are [DEFAULT], [daemon], [ingest], [talk]"
@@ -269,6 +271,40 @@ class ShippedFileTests(SynchronousTestCase):
         )
         named = settings._File.load(HOME / "config.cfg").sections
         for spec in CATALOGUE:
-            wanted = {field.name for field in spec.options.__attrs_attrs__}
+            fields = spec.options.__attrs_attrs__
+            wanted = {field.name for field in fields if EACH not in field.metadata}
             wanted |= {port.key.lower() for port in spec.ports}
             assert set(named[spec.name]) == wanted
+
+
+class CommandTests(SettingsCase):
+    def run_of(self, text: str) -> object:
+        return self.read(f"[talk]\nRUN = {text}\n").services["talk"].options.run
+
+    def test_a_program_is_looked_for_on_path_and_beside_the_file(self) -> None:
+        own = self.home / "bin" / "move"
+        own.parent.mkdir()
+        own.write_text("#!/bin/sh\n")
+        own.chmod(0o755)
+        assert self.run_of("bin/move --to 'a b'  # as it comes") == (str(own), "--to", "a b")
+        assert self.run_of(str(own)) == (str(own),)
+        shell = self.run_of("sh -c true")
+        assert isinstance(shell, tuple)
+        assert Path(shell[0]).is_absolute()
+        assert shell[1:] == ("-c", "true")
+        assert self.run_of("") == ()
+
+    def test_a_program_that_is_not_there_or_may_not_be_run_is_refused(self) -> None:
+        (self.home / "notes.txt").write_text("")
+        wrong = "is no executable program there; give the path of one"
+        assert self.problems("[talk]\nRUN = ./notes.txt x\n") == [
+            f"config.cfg:2: [talk] RUN = ./notes.txt x: ./notes.txt {wrong}"
+        ]
+        assert self.problems("[talk]\nRUN = no-such-program\n")[0].endswith(
+            "no-such-program is no executable program on PATH; give the path of one"
+        )
+
+    def test_a_change_is_told_as_it_would_be_typed(self) -> None:
+        before = self.read("[talk]\n")
+        after = self.read("[talk]\nRUN = /bin/sh 'a b'\n")
+        assert before.changes(after) == ["[talk] RUN = /bin/sh 'a b'"]
