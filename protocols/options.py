@@ -35,9 +35,12 @@ def option(default: Any, kind: Callable[[str], Any], means: str) -> Any:
     return attrs.field(default=default, metadata={KIND: kind, MEANS: means})
 
 
-def each(kind: Callable[[str], Any], means: str) -> Any:
-    """A key for each of something: the field `token` is TOKEN_<name>; its value a dict by name."""
-    return attrs.field(factory=dict, metadata={KIND: kind, MEANS: means, EACH: True})
+def each(kind: Callable[[str], Any], means: str, of: Callable[[str], Any]) -> Any:
+    """A key for each of something: the field `token` is TOKEN_<name>; its value a dict by name.
+
+    of: raises ValueError for what is no name of one.
+    """
+    return attrs.field(factory=dict, metadata={KIND: kind, MEANS: means, EACH: of})
 
 
 @attrs.frozen(repr=False)
