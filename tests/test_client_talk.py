@@ -420,7 +420,7 @@ class SelftestTests(ClientCase):
             ),
             (deaf_to_the_word, "DESCONEXION was answered 'DESCONEXION'"),
             (stall, "did nothing for 0.2 s"),
-            (reset, "broke the connection"),
+            (after(once, reset), "broke the connection"),
         ):
             server = Server((script,))
             ended = self.call(server, "selftest", "--timeout", "0.2", "echo")
