@@ -4,14 +4,16 @@
     an address              the same, for ids that never showed their right code from there
 
 So an id is never locked for other addresses, and a client that knows its code does not suffer from
-one beside it that does not. What is remembered is bounded: the longest unheard of is forgotten.
-Pure: the clock is handed in.
+one beside it that does not. The 2^64 addresses of an IPv6 network that one customer has to himself
+are one (`source`). What is remembered is bounded: the longest unheard of is forgotten. Pure: the
+clock is handed in.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
+from ipaddress import IPv6Address
 from typing import ClassVar
 
 from attrs import define, field
@@ -19,12 +21,20 @@ from attrs import define, field
 Who = tuple[str, str]  # an id and an address; the address alone stands under the empty id
 
 
+def source(host: str) -> str:
+    """The address under which `host` is counted: IPv6 by the first half of it."""
+    try:
+        address = IPv6Address(host.partition("%")[0])
+    except ValueError:
+        return host
+    return str(address.ipv4_mapped or IPv6Address(address.packed[:8] + bytes(8)))
+
+
 @define
 class Count:
-    """Wrong codes since `since`; nothing is taken before `until`. Both are times of the clock."""
+    """When the latest wrong codes came; nothing is taken before `until`. Times of the clock."""
 
-    since: float
-    wrong: int = 0
+    wrong: deque[float] = field(factory=deque)
     until: float = 0.0
 
 
@@ -51,17 +61,20 @@ class Guesses:
             until = max(until, whole.until)
         return max(0.0, until - now)
 
-    def wrong(self, ident: str, address: str) -> None:
-        """A wrong code came."""
+    def wrong(self, ident: str, address: str) -> bool:
+        """A wrong code came. Whether the address waits from now on."""
         now = self.seconds()
         for table, who in ((self._counts, (ident, address)), (self._addresses, ("", address))):
-            count = table.get(who)
-            if count is None or now >= count.since + self.SPAN:
-                count = table[who] = Count(now, until=0.0 if count is None else count.until)
-            count.wrong += 1
-            if count.wrong >= self.WRONG:
-                count.until, count.since, count.wrong = now + self.PAUSE, now + self.PAUSE, 0
+            count = table.setdefault(who, Count())
+            count.wrong.append(now)
+            while count.wrong[0] <= now - self.SPAN:
+                count.wrong.popleft()
+            waits = len(count.wrong) >= self.WRONG
+            if waits:
+                count.until = now + self.PAUSE
+                count.wrong.clear()
             self._bound(table, who)
+        return waits
 
     def right(self, ident: str, address: str) -> None:
         """The right code came."""

@@ -25,7 +25,8 @@ What each of them may hold is the specification of protocols/handshake_formats.p
     KEEP   -> ID SP CODE SP TEXT LF, as many as they come; FIN ends an unfinished last one
            <- OK SEQ LF for each, in order; after their FIN and the last answer: FIN
 
-A 200, an OK, a code and a FIN alone mean that it is on disk. FIN alone is an answer on 8001, so
+A 200, an OK, a code and a FIN alone mean that it is on disk; busy and not stored, a reset and
+silence mean that it is not, or that nobody can tell. FIN alone is an answer on 8001, so
 whoever has not yet spoken there as anything but JSON is reset, never closed.
 
 Errors
@@ -49,7 +50,8 @@ Codes
 Limits
     256 KiB a request, 64 KiB a message, 128 characters an id. When too many requests of one
     connection wait for the ledger, no more of it is read until half of them are answered; a read
-    that holds very many is served over several turns, so that others get in between.
+    that holds very many is served over several turns, so that others get in between. While the
+    ledger is behind, KEEP is not read at all; only single requests can come too many (busy).
     IDLE_TIMEOUT closes silent HTTP connections and those that never spoke; STALL ends a JSON
     object that stays unfinished. Silence never ends a KEEP.
 
@@ -72,12 +74,13 @@ from urllib.parse import quote
 
 from attrs import define, evolve, field, frozen
 from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from protocols.connection import Connection, Live, LiveFactory, spoken
 from protocols.framing import Lines, Overlong
-from protocols.guesses import Guesses
+from protocols.guesses import Guesses, source
 from protocols.handshake_formats import (
     MESSAGE,
     REQUEST,
@@ -277,6 +280,30 @@ def _merged(
 
 
 @define(eq=False, repr=False)
+class Turnstile:
+    """Those who wait until the ledger has less to do are let in a few a turn, in their order."""
+
+    AT_ONCE: ClassVar[int] = 4
+    PAUSE: ClassVar[float] = 0.01  # seconds between two looks at a ledger that is behind
+
+    ledger: Ledger
+    clock: IReactorTime
+    _waiting: deque[Callable[[], object]] = field(factory=deque, init=False)
+
+    def wait(self, admitted: Callable[[], object]) -> None:
+        if not self._waiting:
+            self.clock.callLater(self.PAUSE, self._turn)
+        self._waiting.append(admitted)
+
+    def _turn(self) -> None:
+        behind = self.ledger.behind
+        for _ in range(0 if behind else min(self.AT_ONCE, len(self._waiting))):
+            self._waiting.popleft()()
+        if self._waiting:
+            self.clock.callLater(self.PAUSE if behind else 0, self._turn)
+
+
+@define(eq=False, repr=False)
 class Handshake(Connection):
     """A peer of either port. What it does with its bytes is up to the way it speaks."""
 
@@ -285,13 +312,15 @@ class Handshake(Connection):
 
     desk: Desk[Any, Any]
     kernel: Kernel
+    turnstile: Turnstile
     guesses: Guesses
     limited: Callable[[str], bool]  # whether wrong codes from a host are counted
     speech: Speech = field(init=False)
     draining: bool = field(default=False, init=False)
     _resets: bool = field(default=False, init=False)
     _held: bytes = field(default=b"", init=False)  # read, and left for the next turns
-    _behind: bool = field(default=False, init=False)  # the ledger is
+    _behind: bool = field(default=False, init=False)  # the ledger is, with what we asked
+    _outside: bool = field(default=False, init=False)  # we wait at the turnstile
     _full: bool = field(default=False, init=False)  # our output is
     name: str = field(default="", init=False)  # host:port of the peer
     _host: str = field(default="", init=False)  # empty: its wrong codes are not counted
@@ -300,7 +329,7 @@ class Handshake(Connection):
         address = self.transport.getPeer()
         host = getattr(address, "host", "")
         self.name = spoken(address)
-        self._host = host if self.limited(host) else ""
+        self._host = source(host) if self.limited(host) else ""
         self.speech = Opening(self)
         self._resets = self.desk.FIN_ANSWERS  # the listening port has it so
 
@@ -374,7 +403,15 @@ class Handshake(Connection):
         if result is Refused.WRONG or result is Refused.TAKEN:
             if self.patience(asked.ident):  # it came in the same breath as those before it
                 return Refused.SLOW
-            self.guesses.wrong(asked.ident, self._host)
+            if self.guesses.wrong(asked.ident, self._host):
+                log.warn(
+                    "{name}: {count} wrong codes from {host}, which now waits {pause:g} s",
+                    event="handshake.guesses",
+                    name=self.live.name,
+                    count=Guesses.WRONG,
+                    host=self._host,
+                    pause=Guesses.PAUSE,
+                )
         elif not isinstance(result, Refused):
             self.guesses.right(asked.ident, self._host)
         return result
@@ -389,6 +426,19 @@ class Handshake(Connection):
         if behind is not self._behind:
             self._behind = behind
             self._read_on()
+
+    def waits(self, data: bytes) -> bool:
+        """Whether the ledger is behind with everything; then `data` comes again later."""
+        if not self.desk.ledger.behind:
+            return False
+        self._held, self._outside = data + self._held, True
+        self._read_on()
+        self.turnstile.wait(self._admitted)
+        return True
+
+    def _admitted(self) -> None:
+        self._outside = False
+        self._read_on()
 
     def pauseProducing(self) -> None:
         self._full = True
@@ -407,7 +457,7 @@ class Handshake(Connection):
         self.speech.received(data)
 
     def _go_on(self) -> None:
-        if self._full or self._behind:
+        if self._full or self._behind or self._outside:
             return
         data, self._held = self._held, b""
         self._take(data)
@@ -420,7 +470,7 @@ class Handshake(Connection):
         """Read on, or go on with what is held, unless we are behind."""
         if self.closing:
             return
-        if self._full or self._behind:
+        if self._full or self._behind or self._outside:
             super().pauseProducing()
         elif self._held:
             super().pauseProducing()
@@ -429,7 +479,12 @@ class Handshake(Connection):
             super().resumeProducing()
 
     def _failed(self, why: Failure) -> None:
-        log.failure("{name}: a request got no answer", why, name=self.live.name)
+        log.failure(
+            "{name}: a request got no answer",
+            why,
+            event="handshake.unanswered",
+            name=self.live.name,
+        )
         self.abort("failed")
 
 
@@ -578,7 +633,9 @@ class Keep(Speech):
     _last: str = field(default="", init=False)  # the outcome, once no more is taken
 
     def received(self, data: bytes) -> None:
-        if not self._last and (lines := self._lines.feed(data)):
+        if self._last or self.peer.waits(data):
+            return
+        if lines := self._lines.feed(data):
             self._take(lines, len(data))
 
     def finished(self) -> None:
@@ -808,13 +865,15 @@ def build(context: Context) -> dict[str, LiveFactory]:
         )
     )
     exclusive = options.registration == "exclusive"
+    turnstile = Turnstile(ledger, context.clock)
     guesses = Guesses(context.clock.seconds)
     limited = _from_anywhere if options.limit_loopback else _from_elsewhere
 
     def factory(name: str, desk: Desk[Any, Any]) -> LiveFactory:
         live = Live(name, context.clock, options.idle_timeout)
         return LiveFactory(
-            live, lambda live: Handshake(live, desk, context.kernel, guesses, limited)
+            live,
+            lambda live: Handshake(live, desk, context.kernel, turnstile, guesses, limited),
         )
 
     return {

@@ -34,6 +34,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Protocol
 
@@ -46,6 +47,7 @@ from httptools import (
 )
 
 CHUNK_LINE = 1024  # bytes of a chunk's size and extensions
+COMMON = 1024  # bytes of a head that is worth remembering
 RANGES = 64  # of an Accept; what follows is not looked at
 
 _STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
@@ -191,6 +193,7 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
+@lru_cache(1024)  # the same client hears much the same each time
 def _encode(
     status: int, headers: tuple[tuple[str, str], ...], connection: str, framing: bytes
 ) -> bytes:
@@ -373,6 +376,9 @@ def _read(raw: bytes, limits: Limits) -> _Head:
     return method.decode(), target.decode(), "1.1" if newer else "1.0", headers, keep_alive
 
 
+_read_again = lru_cache(256)(_read)  # for those that come again and again, on any connection
+
+
 def _bad_chunk() -> _Refused:
     return _Refused(400, "A chunk is SIZE CRLF DATA CRLF, its SIZE in hexadecimal digits.")
 
@@ -449,7 +455,7 @@ class Http1:
                 if start == at:
                     break
         except _Refused as refused:
-            method = "HEAD" if data[at:].lstrip(b"\r\n").startswith(b"HEAD ") else ""
+            method = "HEAD" if data[at:].removeprefix(b"\r\n").startswith(b"HEAD ") else ""
             self._refuse(refused.response().encode(method, "close"))
         self._rest = b"" if self._over else data[at:]
         whole, self._whole = self._whole, []
@@ -524,8 +530,10 @@ class Http1:
             end = self._section(data, start)
             if end == start:
                 return at
-            self._head = head = _read(data[start:end], self._limits)
-            self._raw = data[start:end]
+            raw = data[start:end]
+            read = _read_again if len(raw) <= COMMON else _read
+            self._head = head = read(raw, self._limits)
+            self._raw = raw
         _, _, version, headers, _ = head
         chunks = "transfer-encoding" in headers
         if chunks:

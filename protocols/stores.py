@@ -172,6 +172,7 @@ NO_BOX = "too many boxes"
 # And what else is no trouble of the store.
 NOT_THE_DIGEST = "the digest differs"
 SUPERSEDED = "another connection goes on with it"
+UPLOADING = "it is being uploaded"
 
 
 @frozen
@@ -301,7 +302,10 @@ class Reading(Protocol):
         """This receiver has it. False: that was so before, or it is gone."""
 
     def cancel(self) -> Deferred[bool]:
-        """Nobody shall get it any more; it is deleted. False: it is gone already."""
+        """Nobody shall get it any more; it is deleted. False: it is gone already.
+
+        Fails with StoreError(UPLOADING) while it comes in one connection: that has to break off.
+        """
 
     def requeue(self) -> Deferred[bool]:
         """A parked one waits again, as if never delivered. False: it is gone."""
@@ -458,6 +462,10 @@ class Rules:
 
 class Ledger(Protocol):
     """Registered clients, their codes, their messages. Nothing fails: refusals are values."""
+
+    @property
+    def behind(self) -> bool:
+        """So much waits that whoever can should wait, too; with twice as much, all are BUSY."""
 
     def rule(self, rules: Rules) -> None:
         """From now on these hold; before the first call nothing expires."""

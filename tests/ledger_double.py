@@ -20,6 +20,7 @@ class MemoryLedger:
 
     late: bool = False
     trouble: Refused | None = None
+    behind: bool = False
     codes: dict[str, set[str]] = field(factory=dict)
     logged: list[Entry] = field(factory=list)  # of one message each
     appends: list[list[str]] = field(factory=list)  # the messages of each call, refused ones too

@@ -102,6 +102,11 @@ class Case(TestCase):
         return database
 
 
+async def _after(first: Deferred[Any], then: Callable[[], Deferred[Any]]) -> Any:
+    await first
+    return await then()
+
+
 class CheckTests(Case):
     def written(self, version: int) -> sqlite3.Connection:
         self.path.parent.mkdir()
@@ -298,6 +303,25 @@ class RunTests(Case):
         assert await gatherResults(answers) == [0, 7, 2, 4]
         assert calls == [[0, 1, 2]]
         assert connection.seen == ["COMMIT", "BEGIN IMMEDIATE", "COMMIT"]
+
+    async def test_who_asks_again_on_an_answer_is_committed_with_those_who_wait(self) -> None:
+        database = await self.started_and_settled()
+        begun, free = Event(), Event()
+        groups: list[list[int]] = []
+
+        def work(_: sqlite3.Connection, items: list[int]) -> list[int]:
+            groups.append(items)
+            begun.set()
+            free.wait(5)
+            return items
+
+        first = database.gather(work, 1)
+        again = Deferred.fromCoroutine(_after(first, lambda: database.gather(work, 3)))
+        await deferToThread(begun.wait, 5)
+        waits = database.gather(work, 2)
+        free.set()
+        assert await gatherResults([waits, again]) == [2, 3]
+        assert groups == [[1], [2, 3]]
 
     async def test_one_bad_work_costs_no_neighbour(self) -> None:
         database = self.started()

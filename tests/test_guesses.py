@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from protocols.guesses import Guesses
+from protocols.guesses import Guesses, source
 
 HERE, THERE = "192.0.2.1", "2001:db8::2"
 
@@ -34,8 +34,8 @@ class GuessesTests(SynchronousTestCase):
         assert self.guesses.pause("ana", HERE) == 60
 
     def test_an_address_waits_too_whatever_id_it_tries(self) -> None:
-        for ident in "abcde":
-            self.wrong(1, ident)
+        told = [self.guesses.wrong(ident, HERE) for ident in "abcde"]
+        assert told == [False] * 4 + [True]
         assert self.guesses.pause("f", HERE) == 60
         assert self.guesses.pause("f", THERE) == 0
 
@@ -83,6 +83,16 @@ class GuessesTests(SynchronousTestCase):
                 heard.append((ident, clock.seconds()))
         for ident in "ab":
             times = [at for who, at in heard if who == ident]
-            # a window that begins with a wrong one, as the count does
-            for place in range(0, len(times) - 9, 1):
-                assert times[place + 9] - times[place] >= 60
+            for first, sixth in zip(times, times[5:], strict=False):
+                assert sixth - first >= 60
+
+    def test_an_ipv6_network_is_one_address_and_a_mapped_one_is_ipv4(self) -> None:
+        for host, counted in (
+            ("2001:db8:0:1:a:b:c:d", "2001:db8:0:1::"),
+            ("2001:db8:0:2::1", "2001:db8:0:2::"),
+            ("fe80::1%eth0", "fe80::"),
+            ("::ffff:192.0.2.1", "192.0.2.1"),
+            ("192.0.2.1", "192.0.2.1"),
+            ("x", "x"),
+        ):
+            assert source(host) == counted

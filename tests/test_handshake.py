@@ -6,6 +6,7 @@ import json
 import re
 from base64 import b64encode
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, ClassVar
 from unittest.mock import patch
 from urllib.parse import quote, urlencode
@@ -15,6 +16,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, fail
+from twisted.internet.task import Clock
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from protocols.handshake import (
@@ -27,6 +30,7 @@ from protocols.handshake import (
     Http,
     Keep,
     Options,
+    Turnstile,
 )
 from protocols.handshake_formats import MESSAGE, REQUEST
 from protocols.options import retention
@@ -864,6 +868,47 @@ class KeepTests(SynchronousTestCase):
         assert peer.hung_up
         assert peer.outcome == "left"
 
+    def test_while_the_ledger_is_behind_lines_wait_unread_and_none_is_refused(self) -> None:
+        desk = Desk()
+        clock = desk.house.clock
+        peers = [desk.peer(MESSAGES, b"KEEP\nana c0de first\n") for _ in range(10)]
+        desk.ledger.behind = True
+        for peer in peers:
+            peer.says(b"ana c0de second\nana c0de thi")
+            assert not peer.transport.reading
+        peers[0].connection.dataReceived(b"rd\n")  # had been read before the pause
+        peers[0].ends()
+        peers[1].connection.drain(1)
+        peers[2].resets()
+        clock.pump([Turnstile.PAUSE] * 20)
+        assert [peer.heard.count(b"OK") for peer in peers] == [1] * 10
+        assert [peer.hung_up for peer in peers] == [False, True] + [False] * 8
+        desk.ledger.behind = False
+        clock.advance(Turnstile.PAUSE)
+        assert peers[0].heard.count(b"OK") == 3
+        assert peers[0].hung_up
+        for peer in peers[3:]:
+            assert peer.heard.count(b"OK") == 2
+            assert peer.transport.reading
+
+    def test_few_pass_before_the_ledger_is_looked_at_again(self) -> None:
+        clock, ledger, passed = Clock(), MemoryLedger(behind=True), list[int]()
+        turnstile = Turnstile(ledger, clock)
+
+        def comes(number: int) -> None:
+            passed.append(number)
+            ledger.behind = True
+
+        for number in range(10):
+            turnstile.wait(partial(comes, number))
+        clock.advance(Turnstile.PAUSE)
+        assert passed == []
+        for count in (4, 8, 10):
+            ledger.behind = False
+            clock.advance(Turnstile.PAUSE)
+            assert passed == list(range(count))
+        assert clock.getDelayedCalls() == []
+
     def test_a_flood_waits_for_a_ledger_that_is_behind(self) -> None:
         desk = Desk(MemoryLedger(late=True))
         peer = desk.peer(MESSAGES, b"KEEP\n" + b"ana c0de m\n" * 20_000)
@@ -1167,6 +1212,26 @@ class GuessingTests(SynchronousTestCase):
         peer = desk.peer_from("192.0.2.9", MESSAGES)
         peer.says(b"KEEP\n" + b"".join(b"ana guess%d m\n" % n for n in range(7)))
         assert peer.heard == b"ERR wrong id or code\n" * 5 + b"ERR slow down\n" * 2
+
+    def test_an_ipv6_network_is_counted_as_one_and_named_in_the_log(self) -> None:
+        desk = Desk()
+        with capturedLogs() as events:
+            for number in range(5):
+                self.said(desk, f"2001:db8::{number}", post(self.WRONG))
+        [event] = [event for event in events if "wrong codes" in event["log_format"]]
+        assert formatEvent(event) == (
+            "handshake messages: 5 wrong codes from 2001:db8::, which now waits 60 s"
+        )
+        assert self.said(desk, "2001:db8::9", post(self.RIGHT))[0].status == 429
+        assert self.said(desk, "2001:db8:0:1::9", post(self.RIGHT))[0].status == 200
+
+    def test_what_is_sent_after_the_last_wrong_code_was_answered_is_refused(self) -> None:
+        desk = Desk()
+        peer = desk.peer_from("192.0.2.1", MESSAGES)
+        peer.says(b"KEEP\n" + b"".join(b"ana guess%d m\n" % n for n in range(5)))
+        peer.says(b"ana c0de m\n")
+        assert peer.heard == b"ERR wrong id or code\n" * 5 + b"ERR slow down\n"
+        assert desk.kept() == []
 
     def test_a_raw_peer_is_told_to_slow_down(self) -> None:
         desk = Desk()

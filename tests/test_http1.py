@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 from attrs import define, field
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -826,6 +826,7 @@ class PropertyTests(SynchronousTestCase):
         assert [request.body for request in owner.heard] == [body, b""]
 
     @given(data=hostile | damaged, cuts=cuts)
+    @example(data=b"\n" + HEAD, cuts=[1])
     @settings(deadline=None, max_examples=400)
     def test_hostile_bytes_are_read_alike_however_they_are_cut(
         self, data: bytes, cuts: list[int]

@@ -180,7 +180,9 @@ class AppendTests(Case):
             taken = [ledger.append([entry] * 2), ledger.append([entry] * 2)]
             assert self.successResultOf(ledger.append([entry] * 2)) == [Refused.BUSY] * 2
             assert self.successResultOf(ledger.claim(Claim("bea"))) is Refused.BUSY
+            assert ledger.behind
             assert all(isinstance(n, int) for a in await gatherResults(taken) for n in a)
+            assert not ledger.behind
             assert isinstance((await ledger.append([entry]))[0], int)
             self.patch(Ledger, name, 1 << 30)
 

@@ -13,7 +13,7 @@ import os
 import sqlite3
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -27,8 +27,10 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from daemon.measures import Durations, Measure
 from daemon.stores import files
 from daemon.stores.files import Unusable
+from daemon.stores.trouble import Trouble
 from protocols.stores import StoreError
 
 log = Logger()
@@ -41,6 +43,7 @@ PRAGMAS = (
     "synchronous = FULL",
     "wal_autocheckpoint = 1000",  # pages
     "journal_size_limit = 16777216",  # bytes the log keeps after a burst
+    "temp_store = MEMORY",  # what a statement may have to undo
     *(("fullfsync = ON", "checkpoint_fullfsync = ON") if sys.platform == "darwin" else ()),
 )
 
@@ -110,6 +113,10 @@ class _Job:
     result: Any = None  # a Failure goes the errback way
 
 
+def _nothing(connection: sqlite3.Connection) -> None:
+    """A transaction shows whether there can be one."""
+
+
 def _each(
     connection: sqlite3.Connection, works: list[Callable[[sqlite3.Connection], Any]]
 ) -> list[Any]:
@@ -134,6 +141,8 @@ class Database(Service):
     reactor: Any
     after_commit: list[Callable[[sqlite3.Connection], object]] = field(factory=list, init=False)
     waiting: int = field(default=0, init=False)  # works not answered yet
+    commits: Durations = field(factory=Durations, init=False)
+    trouble: Trouble = field(factory=Trouble, init=False)
     _asked: deque[_Job] = field(factory=deque, init=False)  # since the thread got the last
     _busy: bool = field(default=False, init=False)  # it has some, or is about to
     _jobs: SimpleQueue[list[_Job] | None] = field(factory=SimpleQueue, init=False)
@@ -190,6 +199,22 @@ class Database(Service):
             self._jobs.put(None)
         return self._stopped
 
+    def ready(self) -> Deferred[object]:
+        """Fires once a write would be kept, fails with StoreError: also soon after trouble."""
+        if reason := self.trouble.recent:
+            return fail(StoreError(reason))
+        return self.run(_nothing)
+
+    def measures(self, service: str) -> Iterator[Measure]:
+        """What there is to say of it, for the service whose it is."""
+        yield Measure(f"{service}_waiting_works", "Works not committed yet.", self.waiting)
+        yield Measure(f"{service}_commit_seconds", "How long a commit took.", self.commits)
+        yield Measure(
+            f"{service}_storage_errors_total",
+            "Errors of its database and its disk.",
+            self.trouble.count,
+        )
+
     def run(self, work: Callable[[sqlite3.Connection], _T]) -> Deferred[_T]:
         """Call `work` in the writer's thread; fires with its result once that is durable.
 
@@ -235,13 +260,16 @@ class Database(Service):
 
     def _deliver(self, jobs: list[_Job]) -> None:
         """A few answers a turn: whoever hears many at once must not keep everybody else waiting."""
-        self._hand_over()
-        if not (self._busy or self.running):
-            self._jobs.put(None)
+        self.reactor.callLater(0, self._go_on)  # who hears an answer may ask again at once
         behind = bool(self._done)
         self._done.extend(jobs)
         if not behind:
             self._say()
+
+    def _go_on(self) -> None:
+        self._hand_over()
+        if not (self._busy or self.running):
+            self._jobs.put(None)
 
     def _say(self) -> None:
         for _ in range(min(self.SLICE, len(self._done))):
@@ -314,12 +342,13 @@ class Database(Service):
             self._roll_back()
             raise
         try:
-            connection.execute("COMMIT")
+            with self.commits.timed():
+                connection.execute("COMMIT")
         except sqlite3.Error as error:
             raise self._down(error) from None
         if self._said:
             self._said = False
-            log.info("{path} takes writes again", path=str(self.path))
+            log.info("{path} takes writes again", event="database.back", path=str(self.path))
 
     def _tell(self, connection: sqlite3.Connection) -> None:
         """Let those who follow the tables look."""
@@ -329,7 +358,9 @@ class Database(Service):
             except sqlite3.Error as error:
                 self._down(error)
             except Exception:
-                log.failure("following {path} failed", path=str(self.path))
+                log.failure(
+                    "following {path} failed", event="database.follower", path=str(self.path)
+                )
 
     def _trusted(self) -> sqlite3.Connection:
         """The connection, once what it stands on is known to be on disk. Raises _Down."""
@@ -347,11 +378,13 @@ class Database(Service):
     def _down(self, error: Exception) -> _Down:
         """Trust nothing until a checkpoint succeeds; said once until a commit does."""
         self._doubted = True
+        self.trouble.note(plain(error))
         self._roll_back()
         if not self._said:
             self._said = True
             log.error(
                 "{path}: {error}; nothing is stored until that is over",
+                event="database.down",
                 path=str(self.path),
                 error=f"{plain(error)} ({error})",
             )

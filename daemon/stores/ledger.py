@@ -42,6 +42,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from daemon.measures import Measure
 from daemon.stores.database import Database
 from daemon.stores.message_log import MessageLog, Row
 from protocols.stores import Claim, Entry, Query, Record, Refused, Rules, StoreError
@@ -114,6 +115,8 @@ class Ledger(Service):
     SWEEP: ClassVar[int] = 500
     REST: ClassVar[float] = 10.0
 
+    service: ClassVar[str] = "handshake"
+
     data: Path
     reactor: Any
     database: Database = field(init=False)
@@ -123,6 +126,7 @@ class Ledger(Service):
     _foreign: int = field(default=0, init=False)  # changes with every write of another program
     _looked: float = field(default=0.0, init=False)  # when that was looked at
     _fresh: list[Row] = field(factory=list, init=False)  # inserted since the log was written
+    _logged: int = field(default=0, init=False)  # messages acknowledged
     _waiting: int = field(default=0, init=False)  # messages; and their bytes
     _bytes: int = field(default=0, init=False)
     _sweeper: LoopingCall = field(init=False)
@@ -180,7 +184,25 @@ class Ledger(Service):
             return succeed([Refused.BUSY] * len(entries))
         broken: list[int | Refused] = [Refused.BROKEN] * len(entries)
         appended: Deferred[list[int | Refused]] = self.database.gather(self._append, entries, count)
-        return self._counted(appended, count, size, broken)
+
+        def acknowledged(answers: list[int | Refused]) -> list[int | Refused]:
+            self._logged += sum(
+                len(entry.messages)
+                for entry, answer in zip(entries, answers, strict=True)
+                if not isinstance(answer, Refused)
+            )
+            return answers
+
+        return self._counted(appended.addCallback(acknowledged), count, size, broken)
+
+    def ready(self) -> Deferred[object]:
+        return self.database.ready()
+
+    def measures(self) -> Iterator[Measure]:
+        yield Measure("handshake_messages_total", "Messages that were acknowledged.", self._logged)
+        yield Measure("handshake_waiting_messages", "Messages not stored yet.", self._waiting)
+        yield Measure("handshake_waiting_bytes", "Bytes of messages not stored yet.", self._bytes)
+        yield from self.database.measures(self.service)
 
     def _append_sound(self, entries: Sequence[Entry]) -> Deferred[list[int | Refused]]:
         sound = [
@@ -204,6 +226,10 @@ class Ledger(Service):
         found: Deferred[Sequence[Record] | Refused] = self.database.gather(self._read, query)
         return self._counted(found, 1, size, Refused.BROKEN)
 
+    @property
+    def behind(self) -> bool:
+        return self._waiting >= self.MOST // 2 or self._bytes >= self.MOST_BYTES // 2
+
     def _full(self) -> bool:
         return self._waiting >= self.MOST or self._bytes >= self.MOST_BYTES
 
@@ -225,7 +251,7 @@ class Ledger(Service):
 
     def _failed(self, why: Failure) -> None:
         if not why.check(StoreError):
-            log.failure("the ledger failed", failure=why)
+            log.failure("the ledger failed", event="ledger.broken", failure=why)
 
     async def _sweep(self) -> None:
         """Delete what the rules do not keep, a few rows at a time: others get in between."""
@@ -282,7 +308,7 @@ class Ledger(Service):
                 place.append(len(rows))
                 rows += [(at, ident, text, entry.peer, code) for text in entry.messages]
             places.append(place)
-        first = _insert(connection, "INTO messages (at, id, message, peer, code)", rows)
+        first = _insert(connection, "OR FAIL INTO messages (at, id, message, peer, code)", rows)
         self._fresh += [
             (seq, at, ident, text) for seq, (at, ident, text, _, _) in enumerate(rows, first)
         ]

@@ -90,6 +90,7 @@ class MessageLog:
                 self._said = True
                 log.error(
                     "{path}: {error}; the messages are safe in the database, their lines follow",
+                    event="logfile.down",
                     path=str(self.path),
                     error=error.strerror,
                 )
@@ -141,6 +142,7 @@ class MessageLog:
             self._last = highest
             log.warn(
                 "{path} ends with message {found}, the database with {highest}: it is another one",
+                event="logfile.other",
                 path=str(self.path),
                 found=found,
                 highest=highest,
@@ -167,6 +169,7 @@ class MessageLog:
         if start + keep < size:
             log.warn(
                 "{path} ended in {count} bytes that are no whole line; they were cut",
+                event="logfile.torn",
                 path=str(self.path),
                 count=size - start - keep,
             )
@@ -225,7 +228,7 @@ class MessageLog:
         self._last = rows[-1][0]
         if self._said:
             self._said = False
-            log.info("{path} is complete again", path=str(self.path))
+            log.info("{path} is complete again", event="logfile.back", path=str(self.path))
 
 
 def last_record(tail: bytes) -> tuple[int, int | None]:

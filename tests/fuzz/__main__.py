@@ -1,20 +1,24 @@
 """python -m tests.fuzz: hostile bytes for the handshake until the time is over.
 
-Coverage decides what is tried next where atheris is installed (pip install atheris); without it,
-or with --plain, inputs are cut, joined and changed at random. Every input of tests/fuzz/corpus is
-tried first. One that breaks something is written there, so that the tests try it ever after.
+Coverage decides what is tried next where atheris is installed (pip install atheris; it needs most
+of a minute to begin); without it, or with --plain, inputs are cut, joined and changed at random.
+Every input of tests/fuzz/corpus is tried first. One that breaks something is written there, so
+that the tests try it ever after.
 
 Exit status: 0 nothing broke, 1 something did.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import time
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NoReturn
 
 import click
 
@@ -83,13 +87,18 @@ def guarded(data: bytes) -> None:
         raise
 
 
-def guided(seconds: float) -> None:
+def guided(seconds: float) -> NoReturn:
     import atheris  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
     atheris.instrument_all()
-    arguments = [sys.argv[0], f"-max_total_time={seconds:.0f}", "-max_len=4096", "-verbosity=0"]
-    atheris.Setup(arguments, guarded)
-    atheris.Fuzz()  # ends the process
+    with TemporaryDirectory() as found:  # what is new goes to the first folder
+        options = [f"-max_total_time={max(1, seconds):.0f}", "-max_len=4096", "-verbosity=0"]
+        options += ["-print_final_stats=1", found, str(CORPUS)]
+        if not (child := os.fork()):
+            atheris.Setup([sys.argv[0], *options], guarded)
+            atheris.Fuzz()  # ends the process
+        _, status = os.waitpid(child, 0)
+    raise SystemExit(bool(status))
 
 
 @click.command(help=__doc__)
