@@ -39,6 +39,7 @@ COMMANDS = {  # where each lives: imported when used, so that a start stays quic
     "tail": "client.handshake",
     "echo": "client.echo",
     "selftest": "client.selftest",
+    "status": "client.status",
 }
 INTERRUPTED = 130
 

@@ -23,6 +23,7 @@ PORTS = {
     ("chat", "IRC_PORT"): 6667,
     ("handshake", "CODE_PORT"): 8000,
     ("handshake", "MESSAGE_PORT"): 8001,
+    ("admin", "PORT"): 8088,
 }
 WORD = "DESCONEXION"  # ends an echo connection
 LOOPBACK = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -56,7 +57,7 @@ def _read(service: str, key: str, port: int | None) -> tuple[str, int]:
             raise Misread(f"cannot read {path}: {error.strerror}") from None
         except (Error, UnicodeDecodeError) as error:
             raise Misread(f"cannot read {path}: {' '.join(str(error).split())}") from None
-    host = parser.get("DEFAULT", "SERVER_IP", fallback="").strip()
+    host = parser.get("DEFAULT", "SERVER_IP", fallback="").strip() if service != "admin" else ""
     if port is None:
         interface, port = _listening(parser, service, key, path)
         host = interface or host

@@ -1,0 +1,113 @@
+"""How many bytes the connections of a port have moved, as the kernel counted them.
+
+The kernel counts anyway, also what a thread moves past the reactor, so nothing is counted per
+read or write: each connection is asked once when it ends, and once a look while it is open. What
+is counted is what went through the socket: with TLS, its records; what was sent again, once; what
+the kernel was given and has not sent yet, too. Of a Unix socket, and where TCP_INFO is not
+Linux's, nothing is known.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+import struct
+import sys
+from typing import Any
+
+from attrs import define, field, frozen
+from twisted.internet import tcp
+
+from daemon.wrappers.wrapper import Wrapped
+from protocols.connection import Live
+
+LINUX = sys.platform.startswith("linux")
+# of struct tcp_info, tcpi_: state, bytes_acked, bytes_received, notsent_bytes; and since Linux
+# 4.19 bytes_sent, bytes_retrans
+_INFO = struct.Struct("=B119xQQ8xI52xQQ")
+_FIN_CAME = frozenset({6, 8, 9, 11})  # TIME_WAIT, CLOSE_WAIT, LAST_ACK, CLOSING
+_CLOSED = 7
+_TCP, _TCP_INFO = int(socket.IPPROTO_TCP), int(getattr(socket, "TCP_INFO", 0))
+
+
+@frozen
+class Moved:
+    """Bytes."""
+
+    received: int = 0
+    sent: int = 0
+
+
+@define(eq=False, repr=False)
+class TcpInfo:
+    """getsockopt(TCP_INFO) on a descriptor, without a socket object for each: a look at thousands
+    of connections takes milliseconds."""
+
+    _buffer: Any = field(factory=lambda: ctypes.create_string_buffer(_INFO.size), init=False)
+    _size: ctypes.c_uint32 = field(factory=ctypes.c_uint32, init=False)
+    _by_reference: Any = field(init=False)
+    _ask: Any = field(factory=lambda: ctypes.CDLL(None).getsockopt, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._by_reference = ctypes.byref(self._size)
+
+    def moved(self, descriptor: int) -> tuple[int, int]:
+        """The bytes received and sent by it so far; none where that is not known."""
+        size, info = self._size, self._buffer
+        size.value = _INFO.size
+        if (
+            not LINUX
+            or self._ask(descriptor, _TCP, _TCP_INFO, info, self._by_reference)
+            or size.value < _INFO.size
+        ):
+            return 0, 0
+        state, acked, received, queued, sent, again = _INFO.unpack_from(info)
+        sent -= again
+        # FINs count as a byte each in what was acknowledged and received, not in what was sent
+        ended = state in _FIN_CAME or (state == _CLOSED and acked > sent)
+        return received - ended, sent + queued
+
+
+class Server(tcp.Server):
+    """Twisted's own transport, which closes its socket before it says that it is lost."""
+
+    moved: tuple[int, int] = 0, 0
+
+    def _closeSocket(self, orderly: bool) -> None:
+        self.moved = TcpInfo().moved(self.socket.fileno())
+        super()._closeSocket(orderly)
+
+
+@define(eq=False, repr=False)
+class Traffic:
+    """`protocols.connection.Tally`: what the connections of one port have moved."""
+
+    _received: int = field(default=0, init=False)  # by those that have ended
+    _sent: int = field(default=0, init=False)
+    _info: TcpInfo = field(factory=TcpInfo, init=False)
+
+    def add(self, transport: Any) -> None:
+        received, sent = self._of(transport)
+        self._received += received
+        self._sent += sent
+
+    def so_far(self, *lives: Live) -> Moved:
+        """With what those that are open have moved."""
+        total, sum_sent = self._received, self._sent
+        for live in lives:
+            for peer in live:
+                received, sent = self._of(peer.transport)
+                total += received
+                sum_sent += sent
+        return Moved(total, sum_sent)
+
+    def _of(self, transport: Any) -> tuple[int, int]:
+        while isinstance(transport, Wrapped):
+            transport = transport.transport
+        try:
+            descriptor = transport.fileno()
+        except AttributeError:  # it has none
+            return 0, 0
+        if descriptor >= 0:
+            return self._info.moved(descriptor)
+        return transport.moved if isinstance(transport, Server) else (0, 0)
