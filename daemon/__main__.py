@@ -19,7 +19,7 @@ from daemon.export import export
 from daemon.roundhouse import EX_CONFIG
 from daemon.settings import ConfigError, Settings
 from daemon.verify import verify
-from protocols.options import MEANS
+from protocols.options import MEANS, Secret
 
 HOME = Path(__file__).resolve().parents[1]
 
@@ -61,6 +61,8 @@ def check_config(path: Path | None, as_json: bool) -> None:
     click.echo(f"{path or 'no config.cfg: these are the defaults'}")
     click.echo(f"  DATA_DIR   {found.data_dir}")
     click.echo(f"  GRACE      {found.grace:g} s")
+    where = found.log.file or "where twistd logs"
+    click.echo(f"  LOG        {found.log.format}, {found.log.level}, {where}")
     for name, service in found.services.items():
         where = ", ".join(e for listen in service.listens for e in listen.endpoints)
         click.echo(f"{name:12}{where if service.enabled else 'disabled'}")
@@ -81,7 +83,9 @@ def _shown(value: object) -> str:
 
 def _harmless(_: object, __: object, value: object) -> object:
     """No secret is ever shown."""
-    return {k: str(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+    if isinstance(value, Mapping):
+        return {k: str(v) for k, v in value.items()}
+    return str(value) if isinstance(value, Secret) else value
 
 
 def _as_json(found: Settings) -> dict[str, Any]:
@@ -90,6 +94,7 @@ def _as_json(found: Settings) -> dict[str, Any]:
         "path": None if found.path is None else str(found.path),
         "data_dir": str(found.data_dir),
         "grace": found.grace,
+        "log": attrs.asdict(found.log) | {"file": found.log.file and str(found.log.file)},
         "services": {
             name: {
                 "enabled": service.enabled,

@@ -25,6 +25,7 @@ from typing import Any, ClassVar
 
 import psutil
 from attrs import define, field, frozen
+from twisted.internet import tcp
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import (
@@ -40,6 +41,7 @@ from zope.interface import implementer
 
 from daemon import wrappers
 from daemon.settings import Listen
+from daemon.traffic import Server
 from protocols.connection import LiveFactory, spoken
 
 log = Logger()
@@ -73,6 +75,8 @@ class Claim:
         """Let the reactor accept from it: its IListeningPort, with a descriptor to poll."""
         unix = self.socket.family == socket.AF_UNIX
         port: Any = reactor.adoptStreamPort(self.socket.fileno(), self.socket.family, self.factory)
+        if type(port) is tcp.Port:
+            port.transport = Server
         if unix:
             self._undo_what_adopting_did(port)
         self.socket.close()
@@ -119,6 +123,7 @@ class Binder:
 
     home: Path
     resets: bool = False
+    unsent: int = 0
     claims: list[Claim] = field(factory=list)
 
     def listenTCP(
@@ -167,7 +172,7 @@ class Binder:
         sock.setblocking(False)
         os.set_inheritable(sock.fileno(), False)
         if sock.family != socket.AF_UNIX:
-            _inherit(sock, self.resets)
+            _inherit(sock, self.resets, self.unsent)
         sock.listen(backlog)
         claim = Claim(factory, sock, mode)
         self.claims.append(claim)
@@ -179,7 +184,7 @@ class Binder:
     adoptDatagramPort = connectTCP = connectUNIX = adoptStreamConnection
 
 
-def _inherit(sock: socket.socket, resets: bool) -> None:
+def _inherit(sock: socket.socket, resets: bool, unsent: int) -> None:
     """Accepted sockets inherit these from the one that listens: no system call a connection."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -188,6 +193,8 @@ def _inherit(sock: socket.socket, resets: bool) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     if resets:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+    if unsent:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, unsent)
 
 
 def _clear_stale(path: Path) -> None:
@@ -229,7 +236,7 @@ def claim(listens: Sequence[tuple[Listen, LiveFactory]], home: Path) -> list[lis
     refused: list[tuple[Listen, str, Exception]] = []
     skipped: list[tuple[Listen, str, Exception]] = []
     for listen, factory in listens:
-        binder = Binder(home, listen.port.resets)
+        binder = Binder(home, listen.port.resets, listen.port.unsent)
         problems = skipped if listen.port.secondary and not listen.named else refused
         problems += [
             (listen, endpoint, problem)
@@ -240,7 +247,11 @@ def claim(listens: Sequence[tuple[Listen, LiveFactory]], home: Path) -> list[lis
     if skipped:
         among = connections()
         for skip in skipped:
-            log.warn("going on without it: {problem}", problem=_explain(*skip, among))
+            log.warn(
+                "going on without it: {problem}",
+                event="service.skipped",
+                problem=_explain(*skip, among),
+            )
     if refused:
         for claims in taken:
             for one in claims:

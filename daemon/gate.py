@@ -49,6 +49,9 @@ class Gate:
     most: int = 0
     per_address: int = 0
     loopback: bool = False
+    refusals: Counter[str] = field(  # by reason
+        factory=lambda: Counter({"all": 0, "address": 0}), init=False
+    )
     _here: Counter[str] = field(factory=Counter, init=False)
     _count: int = field(default=0, init=False)
     _refused: Counter[str] = field(factory=Counter, init=False)  # since they were last told of
@@ -56,11 +59,13 @@ class Gate:
 
     def full(self, address: IAddress) -> bool:
         if self.most and self._count >= self.most:
+            self.refusals["all"] += 1
             self._say(f"{self._count} connections are open, as many as may be")
             return True
         host = getattr(address, "host", "")
         if not self.per_address or self._here[host] < self.per_address or self._exempt(host):
             return False
+        self.refusals["address"] += 1
         self._say(f"{host} has {self._here[host]} connections open, as many as one address may")
         return True
 
@@ -93,4 +98,6 @@ class Gate:
             self._told.clear()
             self._refused = Counter({why: self._refused[why]})
         self._told[why] = now
-        log.warn("refused {count}: {why}", count=self._refused.pop(why), why=why)
+        log.warn(
+            "refused {count}: {why}", event="gate.refused", count=self._refused.pop(why), why=why
+        )

@@ -8,29 +8,41 @@ forks in between.
 from __future__ import annotations
 
 import os
+import pwd
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from attrs import define, field
+from attrs import define, evolve, field, frozen
 from twisted.application.service import Application, MultiService
+from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
-from twisted.logger import Logger
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 
-from daemon import binding, settings, stores
+from daemon import admin, binding, logs, settings, stores
+from daemon.admin import site
+from daemon.admin.pulse import Pulse
+from daemon.admin.readiness import SERVING, Readiness
 from daemon.binding import PortsTaken
 from daemon.catalogue import CATALOGUE
 from daemon.gate import Gate, places
 from daemon.kernel import Sockets
+from daemon.logs import Log
+from daemon.measures import Measured
 from daemon.reactor import Chosen
 from daemon.services import Listener, Stack
 from daemon.settings import ConfigError, Settings
+from daemon.stores import files
 from daemon.stores.files import Unusable
 from daemon.systemd import Systemd
+from daemon.traffic import Traffic
 from protocols.connection import LiveFactory
 from protocols.spec import Context, Spec
 
@@ -42,6 +54,8 @@ EX_CANTCREAT = 73
 WATCH = 0.25  # seconds between looks at config.cfg; it is read once it stood still for one
 DRAIN_SHARE = 0.8  # of the grace; the rest is for the stores
 UMASK = 0o027
+ADMIN_PLACES = 64  # connections to the admin port at once
+ADMIN_GRACE = 1.0  # seconds for those who ask when all else has stopped
 SWITCH_INTERVAL = 0.001  # seconds; the default of 5 ms lets a busy thread delay the reactor
 
 
@@ -52,6 +66,7 @@ def application(home: Path, reactor: Any, chosen: Chosen, *only: str) -> Compone
     """
     try:
         daemon = Roundhouse.assemble(home, reactor, CATALOGUE, os.environ, only)
+        daemon.log = _begin_log(daemon.settings, reactor)
     except ConfigError as error:
         _leave(EX_CONFIG, error.problems)
     except PortsTaken as error:
@@ -59,9 +74,25 @@ def application(home: Path, reactor: Any, chosen: Chosen, *only: str) -> Compone
     except Unusable as error:
         _leave(EX_CANTCREAT, [str(error)])
     daemon.chosen = chosen
-    made: Componentized = Application("roundhouse")
+    made: Componentized = Application("roundhouse", *(daemon.settings.user or ()))
+    if daemon.log is not None:
+        made.setComponent(ILogObserver, daemon.log)
+        reactor.addSystemEventTrigger("after", "shutdown", daemon.log.close)
     daemon.setServiceParent(made)
     return made
+
+
+def _begin_log(now: Settings, reactor: Any) -> Log | None:
+    """Raises Unusable when its file cannot be written."""
+
+    def later(seconds: float, call: Callable[[], object]) -> object:
+        return reactor.callFromThread(reactor.callLater, seconds, call)
+
+    try:
+        return logs.begin(sys.argv, now.log, later, now.user)
+    except OSError as error:
+        file = now.log.file or "the log"
+        raise Unusable(f"{file} cannot be written ({error.strerror}); set LOG_FILE") from None
 
 
 def _leave(status: int, problems: Sequence[str]) -> NoReturn:
@@ -70,9 +101,26 @@ def _leave(status: int, problems: Sequence[str]) -> NoReturn:
     raise SystemExit(status)
 
 
+@frozen
+class Reload:
+    """What came of reading config.cfg again. at: ISO 8601, UTC; restart: keys that wait for one.
+
+    problems: why nothing changed.
+    """
+
+    at: str
+    changed: Sequence[str] = ()
+    restart: Sequence[str] = ()
+    problems: Sequence[str] = ()
+
+
 @define(eq=False, repr=False)
 class Roundhouse(Stack):
-    """One daemon: storage first, listeners last, one reactor."""
+    """One daemon: storage first, listeners last, one reactor.
+
+    The admin port is below all of it: it is there while the rest starts, and while it stops.
+    traffic: by service and key of a port. begun: the settings it started with.
+    """
 
     home: Path
     reactor: Any
@@ -85,7 +133,19 @@ class Roundhouse(Stack):
     systemd: Systemd
     gate: Gate = field(init=False)
     listeners: MultiService = field(factory=MultiService)
+    traffic: dict[tuple[str, str], Traffic] = field(factory=dict)
+    pulse: Pulse = field(init=False)
+    readiness: Readiness = field(init=False)
+    desk: LiveFactory = field(init=False)  # of the admin port
+    front: MultiService = field(factory=MultiService)  # its listener
+    begun: Settings = field(init=False)
+    alone: bool = False  # some services of the file, not all
+    state: str = "starting"  # then readiness.SERVING, then draining
+    started: datetime | None = None
+    last_reload: Reload | None = None
+    _since: float = 0.0  # monotonic
     chosen: Chosen | None = None
+    log: Log | None = None
     _loader: int = field(factory=os.getpid)
     _terminal: int | None = field(factory=lambda: _terminal())
     _watch: LoopingCall | None = None
@@ -95,6 +155,13 @@ class Roundhouse(Stack):
     def __attrs_post_init__(self) -> None:
         MultiService.__init__(self)
         self.gate = Gate(self.reactor)
+        self.pulse = Pulse(self.reactor)
+        self.readiness = Readiness(self, self.reactor, self._in_thread)
+        self.begun = self.settings
+        self.desk = self._build_desk()
+        for service, factories in self.factories.items():
+            for key, factory in factories.items():
+                factory.live.tally = self.traffic[service, key] = Traffic()
 
     @classmethod
     def assemble(
@@ -117,14 +184,17 @@ class Roundhouse(Stack):
         ]
         if not served:
             raise ConfigError([f"{now.path or 'config.cfg'}: nothing to serve: all are disabled"])
+        _hand_over(now)
         needed = frozenset[str]().union(*(spec.stores for spec in served))
         house = stores.build(needed, now.data_dir, reactor)
         house.check()
+        _hand_over(now)
         factories = {spec.name: _build(spec, now, reactor, house) for spec in served}
         systemd = Systemd.of(environ, reactor)
         daemon = cls(home, reactor, catalogue, served, environ, now, house, factories, systemd)
+        daemon.alone = bool(only)
         daemon._limit()
-        for service in house.services:
+        for service in (daemon.pulse, daemon.front, *house.services):
             daemon.addService(service)
         daemon._listen()
         daemon.addService(daemon.listeners)
@@ -133,11 +203,24 @@ class Roundhouse(Stack):
         return daemon
 
     def _listen(self) -> None:
-        listens = [one for spec in self.served for one in self.settings.services[spec.name].listens]
-        factories = [self.factories[listen.service][listen.port.key] for listen in listens]
-        claims = binding.claim(list(zip(listens, factories, strict=True)), self.settings.home)
+        asked = [
+            (listen, self.factories[spec.name][listen.port.key])
+            for spec in self.served
+            for listen in self.settings.services[spec.name].listens
+        ]
+        shown = self.settings.services[admin.NAME]
+        for listen in shown.listens if shown.enabled else ():
+            # another service on the same file may have it already, in a process of its own
+            named = listen.named and not self.alone
+            asked.append((evolve(listen, named=named), self.desk))
+        claims = binding.claim(asked, self.settings.home)
         greeters = []
-        for listen, factory, claimed in zip(listens, factories, claims, strict=True):
+        for (listen, factory), claimed in zip(asked, claims, strict=True):
+            if factory is self.desk:
+                factory.live.gate = Gate(self.reactor, ADMIN_PLACES)
+                listener = Listener(listen.service, claimed, factory, self.reactor, ADMIN_GRACE)
+                listener.setServiceParent(self.front)
+                continue
             grace = self.settings.grace * DRAIN_SHARE
             listener = Listener(listen.service, claimed, factory, self.reactor, grace)
             listener.setServiceParent(self.listeners)
@@ -151,6 +234,24 @@ class Roundhouse(Stack):
 
         self.house.ring.accept = accept
 
+    def _build_desk(self) -> LiveFactory:
+        options = self.settings.services[admin.NAME].options
+        return site.build(self, options, Sockets().names(), self.readiness)
+
+    def _in_thread(self, task: Callable[..., Any], *args: Any) -> Deferred[Any]:
+        return deferToThreadPool(self.reactor, self.reactor.getThreadPool(), task, *args)
+
+    @property
+    def uptime(self) -> float:
+        """Seconds since it was started."""
+        return time.monotonic() - self._since if self.started else 0.0
+
+    @property
+    def measured(self) -> list[Measured]:
+        """Whatever has numbers to show, besides the services themselves."""
+        sources = (self.pulse, *self.house.services, self.house.ring)
+        return [source for source in sources if isinstance(source, Measured)]
+
     def _limit(self) -> None:
         """Let the gate do as the settings say."""
         self.gate.most = places(self.settings.connections)
@@ -158,22 +259,30 @@ class Roundhouse(Stack):
         self.gate.loopback = self.settings.limit_loopback
 
     def startService(self) -> None:
+        self.started, self._since = datetime.now(UTC), time.monotonic()
         os.umask(UMASK)
         sys.setswitchinterval(SWITCH_INTERVAL)
         try:
             super().startService()
         except Unusable as error:  # found only by opening it, after `twistd -y` forked
-            log.critical("{error}", error=str(error))
+            log.critical("{error}", event="daemon.unusable", error=str(error))
             raise SystemExit(EX_CANTCREAT) from None
         if self.chosen is not None:
-            log.info("reactor: {name} ({why})", name=self.chosen.name, why=self.chosen.why)
+            log.info(
+                "reactor: {name} ({why})",
+                event="daemon.reactor",
+                name=self.chosen.name,
+                why=self.chosen.why,
+            )
         self._watch = LoopingCall(self._follow_file)
         self._watch.clock = self.reactor
         self._watch.start(WATCH, now=False)
         self.reactor.callWhenRunning(self._take_signals)
+        self.state = SERVING
         self._say_ready()
 
     def stopService(self) -> Any:
+        self.state = "draining"
         if self._watch is not None and self._watch.running:
             self._watch.stop()
         return super().stopService()
@@ -192,7 +301,9 @@ class Roundhouse(Stack):
     def _reload(self) -> bool:
         path = self.settings.path
         if path is not None and not path.exists():
-            log.warn("{path} is gone; the settings stay as they are", path=str(path))
+            log.warn(
+                "{path} is gone; the settings stay as they are", event="config.gone", path=str(path)
+            )
             return False
         try:
             if path is None:
@@ -200,23 +311,32 @@ class Roundhouse(Stack):
             now = settings.read(path, self.home, self.catalogue, self.environ)
         except ConfigError as error:
             for problem in error.problems:
-                log.error("{problem}", problem=problem)
-            log.error("nothing changed: the settings in force stay")
+                log.error("{problem}", event="config.bad", problem=problem)
+            log.error("nothing changed: the settings in force stay", event="config.kept")
+            self.last_reload = Reload(_now(), problems=error.problems)
             return False
         was, self.settings = self.settings, now
+        if self.log is not None:
+            self.log.follow(now.log)
         for spec in self.served:
             for key, fresh in _build(spec, now, self.reactor, self.house).items():
                 self.factories[spec.name][key].adopt(fresh)
+        self.desk.adopt(self._build_desk())
         for listener in self.listeners:
             listener.grace = now.grace * DRAIN_SHARE
         self._limit()
+        changes, waiting = was.changes(now), was.needing_restart(now)
+        self.last_reload = Reload(_now(), changes, waiting)
         log.info(
             "{path} read again: {changes}",
+            event="config.read",
             path=str(path),
-            changes=", ".join(was.changes(now)) or "nothing to change in the running daemon",
+            changes=", ".join(changes) or "nothing to change in the running daemon",
         )
-        if waiting := was.needing_restart(now):
-            log.warn("only a restart can change: {keys}", keys=", ".join(waiting))
+        if waiting:
+            log.warn(
+                "only a restart can change: {keys}", event="config.restart", keys=", ".join(waiting)
+            )
         return True
 
     def _follow_file(self) -> None:
@@ -242,8 +362,11 @@ class Roundhouse(Stack):
             signal.signal(signal.SIGTERM, self._stop)
             signal.signal(signal.SIGINT, self._stop)
             signal.signal(signal.SIGHUP, lambda *_: self.reactor.callFromThread(self._hang_up))
+            if self.log is not None:
+                roll = self.log.roll
+                signal.signal(signal.SIGUSR1, lambda *_: self.reactor.callFromThread(roll))
         if os.getpid() == self._loader:  # not daemonised
-            log.info("Press Ctrl+C to stop.")
+            log.info("Press Ctrl+C to stop.", event="daemon.started")
 
     def _stop(self, number: int, frame: object) -> None:
         if self._stopping:
@@ -253,8 +376,10 @@ class Roundhouse(Stack):
         self.reactor.callFromThread(self._stop_politely, signal.Signals(number).name)
 
     def _stop_politely(self, name: str) -> None:
+        self.state = "draining"
         log.info(
             "{name}: finishing what is in hand, {s:g} s at most; once more ends at once",
+            event="daemon.stopping",
             name=name,
             s=self.settings.grace,
         )
@@ -268,11 +393,38 @@ class Roundhouse(Stack):
             self.reload()
 
 
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def _build(
     spec: Spec, now: Settings, reactor: Any, house: stores.House
 ) -> Mapping[str, LiveFactory]:
     options = now.services[spec.name].options
     return spec.build(Context(reactor, options, house.stores, Sockets()))
+
+
+def _hand_over(now: Settings) -> None:
+    """Let DATA_DIR belong to USER. Raises ConfigError, or Unusable where it is another's."""
+    if now.user is None or now.user[0] == os.geteuid():
+        return
+    name = pwd.getpwuid(now.user[0]).pw_name
+    if os.geteuid():
+        raise ConfigError([f"{now.path}: [daemon] USER = {name}: only root may become {name}"])
+    folder = now.data_dir
+    if not folder.exists():
+        try:
+            files.make_folder(folder)
+            os.chown(folder, *now.user)
+        except OSError as error:
+            raise Unusable(f"{folder} cannot be made: {error.strerror}; set DATA_DIR") from None
+    owner = folder.stat().st_uid
+    if owner != now.user[0]:
+        raise Unusable(
+            f"{folder} belongs to uid {owner}, and USER is {name}; chown -R {name} {folder}"
+        )
+    for lock in folder.glob(".*.lock"):  # all that is made before privileges are dropped
+        os.chown(lock, *now.user, follow_symlinks=False)
 
 
 def _terminal() -> int | None:

@@ -9,6 +9,7 @@ from typing import Any
 from attrs import define, field
 from twisted.application.service import MultiService, Service
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
+from twisted.internet.interfaces import IAddress
 from twisted.logger import Logger
 
 from daemon import binding
@@ -36,7 +37,9 @@ class Stack(MultiService):
             try:
                 await maybeDeferred(service.stopService)
             except Exception:
-                log.failure("{service!r} did not stop cleanly", service=service)
+                log.failure(
+                    "{service!r} did not stop cleanly", event="daemon.unstopped", service=service
+                )
 
 
 @define(eq=False, repr=False)
@@ -59,6 +62,7 @@ class Listener(Service):
             if claim.beyond_loopback:
                 log.warn(
                     "{name} is open beyond this machine: whoever reaches {where} may use it",
+                    event="service.open",
                     name=self.service,
                     where=binding.names([claim]),
                 )
@@ -67,7 +71,22 @@ class Listener(Service):
             port = claim.serve(self.reactor)
             self._ports.append(port)
         if where:  # a secondary port may be somebody else's
-            log.info("{name} listening on {where}", name=self.service, where=where)
+            log.info(
+                "{name} listening on {where}",
+                event="service.listening",
+                name=self.service,
+                where=where,
+            )
+
+    @property
+    def addresses(self) -> list[IAddress]:
+        """Where it listens now."""
+        return [port.getHost() for port in self._ports]
+
+    @property
+    def starved(self) -> int:
+        """Connections refused for want of descriptors, where the reactor counts them."""
+        return sum(getattr(port, "refused", 0) for port in self._ports)
 
     def accept_waiting(self) -> None:
         """Accept whoever waits in the backlog, now rather than in the reactor's next turn."""

@@ -13,7 +13,9 @@ configuration file, never to the working directory.
 from __future__ import annotations
 
 import configparser
+import grp
 import os
+import pwd
 import re
 import shlex
 import shutil
@@ -28,7 +30,9 @@ import attrs
 from attrs import define, field, frozen
 from twisted.internet.endpoints import quoteStringArgument
 
-from protocols.options import EACH, KIND, command, count, duration, flag
+from daemon import admin
+from daemon.logs import LEVELS, Wanted, escape
+from protocols.options import EACH, KIND, Unspoken, choice, command, count, duration, flag, size
 from protocols.spec import Port, Spec
 
 _T = TypeVar("_T")
@@ -43,8 +47,8 @@ class ConfigError(Exception):
     """config.cfg cannot be used. problems: one line each."""
 
     def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = tuple(problems)
+        self.problems = tuple(map(escape, problems))
+        super().__init__("\n".join(self.problems))
 
 
 @frozen
@@ -78,6 +82,7 @@ class Settings:
 
     grace: seconds a drain may take. connections, per_address: how many may be open, in all and
     from one address, 0: as many as descriptors allow, or as come; limit_loopback: also from here.
+    user: uid and gid that a daemon of root goes on with, once its ports are open.
     """
 
     path: Path | None  # None: there is no file
@@ -88,6 +93,8 @@ class Settings:
     connections: int
     per_address: int
     limit_loopback: bool
+    user: tuple[int, int] | None
+    log: Wanted
     services: Mapping[str, Service]
 
     def needing_restart(self, new: Settings) -> list[str]:
@@ -97,6 +104,8 @@ class Settings:
             keys.append("DATA_DIR")
         if new.server_ip != self.server_ip:
             keys.append("SERVER_IP")
+        if new.user != self.user:
+            keys.append("[daemon] USER")
         for name, old in self.services.items():
             fresh = new.services[name]
             if old.enabled != fresh.enabled:
@@ -112,6 +121,11 @@ class Settings:
             f"[daemon] {key.upper()} = {getattr(new, key):g}"
             for key in ("grace", "connections", "per_address", "limit_loopback")
             if getattr(new, key) != getattr(self, key)
+        ]
+        changed += [
+            f"[daemon] LOG_{key.upper()} = {getattr(new.log, key) or ''}"
+            for key in (a.name for a in attrs.fields(Wanted))
+            if getattr(new.log, key) != getattr(self.log, key)
         ]
         for name, old in self.services.items():
             fresh = new.services[name].options
@@ -156,7 +170,12 @@ def read(
         connections=reader.value("daemon", "CONNECTIONS", count, 0),
         per_address=reader.value("daemon", "PER_ADDRESS", count, PER_ADDRESS),
         limit_loopback=reader.value("daemon", "LIMIT_LOOPBACK", flag, False),
-        services={spec.name: reader.service(spec, server_ip) for spec in specs},
+        user=reader.user(),
+        log=reader.log(),
+        services={
+            **{spec.name: reader.service(spec, server_ip) for spec in specs},
+            admin.NAME: reader.service(admin.SPEC, admin.HOST),
+        },
     )
     reader.refuse_the_unknown(specs)
     if reader.problems:
@@ -255,6 +274,29 @@ class _Reader:
                 return self._read(kind, held, default, line, key, where)
         return default
 
+    def user(self) -> tuple[int, int] | None:
+        """uid and gid; the group is the user's own if none is named."""
+        found = self.value("daemon", "USER", _user, None)
+        group = self.value("daemon", "GROUP", _group, None)
+        if found is None:
+            if group is not None:
+                line = self.file.lines.get(("daemon", "group"), 0)
+                where = self.file.where("daemon", "GROUP")
+                self.problems.append((line, f"{where}: [daemon] GROUP is set, but no USER is"))
+            return None
+        return found.pw_uid, found.pw_gid if group is None else group
+
+    def log(self) -> Wanted:
+        usual = Wanted()
+        file = self.value("daemon", "LOG_FILE", _file, None)
+        return Wanted(
+            format=self.value("daemon", "LOG_FORMAT", choice("text", "json"), usual.format),
+            level=self.value("daemon", "LOG_LEVEL", choice(*LEVELS), usual.level),
+            file=None if file is None else self.home / file.expanduser(),
+            size=self.value("daemon", "LOG_SIZE", size, usual.size),
+            keep=self.value("daemon", "LOG_KEEP", partial(count, most=1000), usual.keep),
+        )
+
     def service(self, spec: Spec, server_ip: str) -> Service:
         also = spec.also_default
         options = {
@@ -334,9 +376,11 @@ class _Reader:
     ) -> _T:
         try:
             return kind(text)
+        except Unspoken as why:
+            self.problems.append((line, f"{where}: {why}"))
         except ValueError as why:
             self.problems.append((line, f"{where} = {' '.join(text.split())}: {why}"))
-            return default
+        return default
 
 
 def _address(text: str) -> str:
@@ -355,6 +399,29 @@ def _path(text: str) -> Path:
     if not text.strip() or "\0" in text:
         raise ValueError("a folder is needed, such as data or /var/lib/roundhouse")
     return Path(text.strip())
+
+
+def _file(text: str) -> Path | None:
+    return _path(text) if text.strip() else None
+
+
+def _user(text: str) -> pwd.struct_passwd | None:
+    """A user of this machine; empty: whoever starts the daemon."""
+    if not text.strip():
+        return None
+    try:
+        return pwd.getpwnam(text.strip())
+    except KeyError:
+        raise ValueError(f"this machine has no user {text.strip()!r}") from None
+
+
+def _group(text: str) -> int | None:
+    if not text.strip():
+        return None
+    try:
+        return grp.getgrnam(text.strip()).gr_gid
+    except KeyError:
+        raise ValueError(f"this machine has no group {text.strip()!r}") from None
 
 
 def _runnable(home: Path, text: str) -> tuple[str, ...]:

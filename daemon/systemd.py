@@ -77,4 +77,9 @@ class Systemd(Service):
         except OSError as error:
             if not self._said:
                 self._said = True
-                log.warn("systemd does not hear us at {at}: {why}", at=self.address, why=str(error))
+                log.warn(
+                    "systemd does not hear us at {at}: {why}",
+                    event="systemd.deaf",
+                    at=self.address,
+                    why=str(error),
+                )

@@ -71,6 +71,7 @@ from protocols.stores import Kind, Line, Render, Said
 
 ERR = b"ERR Invalid message\n"
 BUSY = b"ERR busy\n"
+UNSENT = 64 << 10  # bytes: a stuck member is to be seen by us, not by the kernel alone
 LONGEST_BYTES = 160 + LONGEST * 4 + 1  # a command and a name, the text, a CR
 ANSWER = "*** "
 LONGEST_ANSWER = 400  # bytes of a line of names, before it goes on in another
@@ -335,8 +336,15 @@ def build(context: Context) -> dict[str, LiveFactory]:
 SPEC = Spec(
     name="chat",
     ports=(
-        Port("PORT", 60060, broadcasts=True),
-        Port("IRC_PORT", 6667, secondary=True, broadcasts=True),
+        Port("PORT", 60060, broadcasts=True, unsent=UNSENT, busy=b"ERR busy\n"),
+        Port(
+            "IRC_PORT",
+            6667,
+            secondary=True,
+            broadcasts=True,
+            unsent=UNSENT,
+            busy=b"ERROR :Closing link (too many connections)\r\n",
+        ),
     ),
     build=build,
     options=Options,

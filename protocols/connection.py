@@ -15,7 +15,7 @@ Outcomes of its own: left (the peer's FIN), reset, silent, drained, cut (grace w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import ClassVar
 from typing import Protocol as Promise
@@ -32,6 +32,7 @@ from twisted.internet.interfaces import (
     IPushProducer,
     IReactorTime,
     ITCPTransport,
+    ITransport,
 )
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
@@ -61,6 +62,7 @@ class Connection(Protocol):
     ORDINARY: ClassVar[frozenset[str]] = frozenset({"left"})
     PACED: ClassVar[bool] = True
     COUNTED: ClassVar[bool] = True  # by the gate
+    FRAMED: ClassVar[bool] = False  # all it is told has a length: an end of TLS can cut nothing off
 
     live: Live
     transport: IPeer = field(init=False)
@@ -219,6 +221,13 @@ class Gate(Promise):
     def leave(self, address: IAddress) -> None: ...
 
 
+class Tally(Promise):
+    """Who adds up what the connections of a port have moved."""
+
+    def add(self, transport: ITransport) -> None:
+        """This one is over; its socket may still be asked."""
+
+
 @define(eq=False, repr=False)
 class Live:
     """The open connections of one port, how each ended, and the beat that finds the silent.
@@ -233,6 +242,7 @@ class Live:
     clock: IReactorTime
     idle: float = 0.0
     gate: Gate | None = field(default=None, init=False)
+    tally: Tally | None = field(default=None, init=False)
     outcomes: Counter[str] = field(factory=Counter, init=False)
     _open: set[Connection] = field(factory=set, init=False)
     _pulse: IDelayedCall | None = field(default=None, init=False)
@@ -242,6 +252,9 @@ class Live:
 
     def __len__(self) -> int:
         return len(self._open)
+
+    def __iter__(self) -> Iterator[Connection]:
+        return iter(self._open)
 
     @property
     def lingering(self) -> int:
@@ -269,10 +282,13 @@ class Live:
         self._lingering.pop(connection, None)
         if self.gate is not None and connection.COUNTED:
             self.gate.leave(connection.transport.getPeer())
+        if self.tally is not None:
+            self.tally.add(connection.transport)
         self.outcomes[connection.outcome] += 1
         if connection.outcome not in connection.ORDINARY:
             log.info(
                 "{name} {peer}: {outcome}{detail}",
+                event="connection.ended",
                 name=self.name,
                 peer=spoken(connection.transport.getPeer()),
                 outcome=connection.outcome,
@@ -298,7 +314,13 @@ class Live:
             await self._emptied(grace)
         except TooLate:
             count = len(self)
-            log.warn("{name}: {count} cut after {s} s", name=self.name, count=count, s=grace)
+            log.warn(
+                "{name}: {count} cut after {s} s",
+                event="connection.cut",
+                name=self.name,
+                count=count,
+                s=grace,
+            )
             for connection in list(self._open):
                 connection.abort("cut")
             with suppress(TooLate):  # a socket that is lent to a thread may take longer
@@ -366,13 +388,17 @@ class LiveFactory(Factory[Connection]):
         if fresh.live.idle != self.live.idle:
             self._older = [live for live in (*self._older, self.live) if live]
             fresh.live.outcomes, fresh.live.gate = self.live.outcomes, self.live.gate
+            fresh.live.tally = self.live.tally
             self.live = fresh.live
+
+    @property
+    def lives(self) -> tuple[Live, ...]:
+        """All that have connections, those from before a reload first."""
+        return (*self._older, self.live)
 
     async def drain(self, grace: float) -> None:
         """Let every connection finish, also those from before a reload."""
-        await gatherResults(
-            [Deferred.fromCoroutine(live.drain(grace)) for live in (*self._older, self.live)]
-        )
+        await gatherResults([Deferred.fromCoroutine(live.drain(grace)) for live in self.lives])
 
 
 def spoken(address: IAddress) -> str:

@@ -250,6 +250,7 @@ class Ingest(Connection):
         if self.closing:
             log.error(
                 "ingest {peer}, which is gone: {reason}, {stored} of {size} bytes kept",
+                event="ingest.lost",
                 peer=spoken(self.transport.getPeer()),
                 reason=why.reason,
                 stored=why.stored,

@@ -50,15 +50,19 @@ class Secret:
     text: str
 
     def __repr__(self) -> str:
-        return "(hidden)"
+        return "(hidden)" if self.text else ""
 
     __str__ = __repr__
 
 
+class Unspoken(ValueError):
+    """What is wrong with a text that may be a secret, so nobody repeats it."""
+
+
 def secret(text: str) -> Secret:
-    """A secret of 8 to 256 printable ASCII characters without blanks. Errors do not repeat it."""
+    """A secret of 8 to 256 printable ASCII characters without blanks. Raises Unspoken."""
     if not re.fullmatch(r"[!-~]{8,256}", text):
-        raise ValueError("a secret has 8 to 256 printable ASCII characters and no blanks")
+        raise Unspoken("a secret has 8 to 256 printable ASCII characters and no blanks")
     return Secret(text)
 
 

@@ -19,6 +19,7 @@ from protocols.stores import (
     NOT_THE_DIGEST,
     SUPERSEDED,
     TOO_LARGE,
+    UPLOADING,
     Box,
     Shelved,
     StoreError,
@@ -35,6 +36,7 @@ _REASONS = {
     NO_BOX: (507, "boxes"),
     NOT_THE_DIGEST: (400, "digest"),
     SUPERSEDED: (409, "superseded"),
+    UPLOADING: (409, "uploading"),
 }
 
 Answer = Response | Streamed
@@ -57,7 +59,8 @@ class Refused(Exception):
     @classmethod
     def by(cls, why: StoreError, headers: Headers = ()) -> Refused:
         status, code = _REASONS.get(why.reason, (503, "storage"))
-        return cls(status, code, f"Not kept: {why.reason}.", headers)
+        what = "done" if status == 409 else "kept"
+        return cls(status, code, f"Not {what}: {why.reason}.", headers)
 
 
 def malformed(why: object, headers: Headers = ()) -> Refused:
@@ -148,6 +151,16 @@ def fields(parcel: Shelved, *names: str) -> dict[str, object]:
     return fields
 
 
+def parcel_in_json(parcel: Shelved) -> str:
+    return json.dumps(fields(parcel), ensure_ascii=False)
+
+
+def listing(box: str, parcels: Sequence[str]) -> Response:
+    """parcels: in JSON."""
+    text = f'{{"box": "{box}", "parcels": [{", ".join(parcels)}]}}\n'
+    return Response(200, text.encode(), (_JSON, PRIVATE))
+
+
 def boxes_in_json(boxes: Sequence[Box]) -> list[dict[str, object]]:
     return [{"box": box.name, "parcels": box.parcels, "bytes": box.size} for box in boxes]
 
@@ -176,5 +189,5 @@ def reason(failure: Failure) -> StoreError:
     """What a store says went wrong; anything but its own error is a defect, shown whole."""
     if isinstance(failure.value, StoreError):
         return failure.value
-    log.failure("a store failed in a way it must not", failure)
+    log.failure("a store failed in a way it must not", failure, event="relay.broken")
     return StoreError("storage failed")

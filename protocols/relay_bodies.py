@@ -29,12 +29,12 @@ from protocols.relay_answers import (
     page_of,
     reason,
 )
-from protocols.stores import SUPERSEDED, Intake, Shelved, StoreError
+from protocols.stores import SUPERSEDED, Deposit, Intake, Shelved, StoreError
 
 if TYPE_CHECKING:
     from protocols.relay_http import RelayHttp
 
-FORM_FILES = 256  # of one form
+FORM_FILES = 100  # of one form
 
 
 @define(eq=False, repr=False)
@@ -138,18 +138,18 @@ class Uploading:
 
 @define(eq=False, repr=False)
 class Form:
-    """A multipart/form-data body: each of its files is a deposit. All or, where one fails, those
-    that were whole before it."""
+    """A multipart/form-data body: each of its files is a deposit, kept in the order of the form
+    once all of it is there; where one cannot be kept, only those before it are."""
 
     to: RelayHttp
     exchange: Exchange
     box: str
     _parser: Any
-    _deposit: Any = field(default=None, init=False)
+    _deposit: Deposit | None = field(default=None, init=False)
     _name: str = field(default="", init=False)
     _expires: float = field(init=False)
     _field: bytearray | None = field(default=None, init=False)
-    _kept: list[Deferred[Shelved]] = field(factory=list, init=False)
+    _whole: list[Deposit] = field(factory=list, init=False)
     _over: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -179,13 +179,14 @@ class Form:
             self._fail(malformed(f"the form is malformed: {error}"))
             return
         self._over = True
-        Deferred.fromCoroutine(self._answer())
+        Deferred.fromCoroutine(self._answer()).addErrback(reason)
 
     def cut(self) -> None:
         self._over = True
         deposit, self._deposit = self._deposit, None
-        if deposit is not None:
-            deposit.abort()
+        for one in (*self._whole, *([deposit] if deposit else ())):
+            one.abort()
+        self._whole.clear()
 
     def pauseProducing(self) -> None:
         self.to.held = True
@@ -199,24 +200,23 @@ class Form:
         """Forms are not lent."""
 
     def broken(self, why: StoreError) -> None:
-        self._deposit = None
         self._fail(Refused.by(why))
 
     def _take(self, piece: Any) -> None:
         if isinstance(piece, MultipartSegment):
             if piece.filename and piece.name == "file":
                 name = http_fields.file_name(re.split(r"[/\\]", piece.filename)[-1])
-                if len(self._kept) >= FORM_FILES:
+                if len(self._whole) >= FORM_FILES:
                     raise ValueError(f"a form holds at most {FORM_FILES} files")
                 label = self.to.label(name, None, "", self._expires)
-                room = self.to.options.allowance
-                self._deposit = self.to.depot.deposit(self.box, self, label, room)
+                allowance = self.to.options.allowance
+                self._deposit = self.to.depot.deposit(self.box, self, label, allowance)
             elif piece.name == "expires":
                 self._field = bytearray()
         elif piece is None:
             deposit, self._deposit = self._deposit, None
             if deposit is not None:
-                self._kept.append(deposit.commit())
+                self._whole.append(deposit)
             if self._field is not None:
                 text, self._field = self._field.decode(errors="replace").strip(), None
                 self._expires = duration(text) if text else self._expires
@@ -227,17 +227,15 @@ class Form:
 
     def _fail(self, refused: Refused) -> None:
         self.cut()
-        for kept in self._kept:
-            kept.addErrback(reason)
         self.to.answer(self.exchange, refused.response())
 
     async def _answer(self) -> None:
+        parcels: list[Shelved] = []
         try:
-            parcels = [await kept for kept in self._kept]
+            while self._whole:
+                parcels.append(await self._whole.pop(0).commit())
         except StoreError as why:
-            for kept in self._kept:
-                kept.addErrback(reason)
-            self.to.answer(self.exchange, Refused.by(why).response())
+            self._fail(Refused.by(why))
             return
         request = self.exchange.request
         if request.accepts("text/html", "application/json") == "application/json":

@@ -134,6 +134,7 @@ class Delivery:
         log.error(
             "relay: file {ident} was received, but its removal was not stored ({reason}):"
             " after a restart it may be handed out again",
+            event="relay.unremoved",
             ident=self.parcel.ident,
             reason=trouble(failure),
         )
@@ -141,6 +142,7 @@ class Delivery:
     def _not_counted(self, failure: Failure) -> None:
         log.error(
             "relay: file {ident} is back, but that its delivery broke off was not stored: {reason}",
+            event="relay.uncounted",
             ident=self.parcel.ident,
             reason=trouble(failure),
         )
@@ -149,5 +151,5 @@ class Delivery:
 def trouble(failure: Failure) -> str:
     """What a store says went wrong; anything but its own error is a defect, shown whole."""
     if not isinstance(failure.value, StoreError):
-        log.failure("a store failed in a way it must not", failure)
+        log.failure("a store failed in a way it must not", failure, event="relay.broken")
     return str(failure.value)

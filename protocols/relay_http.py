@@ -45,12 +45,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from hmac import compare_digest
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 from urllib.parse import parse_qs, quote
 
 from attrs import define, field
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, ISSLTransport
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -81,9 +82,11 @@ from protocols.relay_answers import (
     check_box,
     fields,
     is_tus,
+    listing,
     malformed,
     method_of,
     page_of,
+    parcel_in_json,
     proof,
     reason,
     with_headers,
@@ -104,9 +107,11 @@ from protocols.stores import (
 )
 
 log = Logger()
+_T = TypeVar("_T")
 
 LONGEST = 3600.0  # seconds one question may wait for a parcel
 LEND = 1 << 16  # bytes from which on a thread takes a body
+BATCH = 200  # parcels of a long list that are told in one go
 MANY = 8  # requests of one peer that may wait for their turn
 BUSY = (
     Refused(429, "busy", "Too many connections are open; try again later.", (("Retry-After", "1"),))
@@ -121,6 +126,7 @@ class RelayHttp(Connection):
     """A peer. Its requests are begun one after the other, each when those before are answered."""
 
     ORDINARY: ClassVar[frozenset[str]] = frozenset({"answered", "received", "left", "silent"})
+    FRAMED: ClassVar[bool] = True
 
     options: Options
     depot: Depot
@@ -204,6 +210,7 @@ class RelayHttp(Connection):
         self._full = False
         self.quiet = 0
         self.read_on()
+        self._go()
 
     def read_on(self) -> None:
         """Read, unless somebody is behind: our peer, the disk, or we with what was asked."""
@@ -253,7 +260,7 @@ class RelayHttp(Connection):
             if data := self._http.ready():
                 self.transport.write(data)
             front = self._http.front
-            if front is None or front not in self._asked:
+            if front is None or front not in self._asked or self._full:
                 break
             del self._asked[front]
             Deferred.fromCoroutine(self._serve(front)).addErrback(self._defect)
@@ -268,7 +275,7 @@ class RelayHttp(Connection):
             self.read_on()
 
     def _defect(self, failure: Failure) -> None:
-        log.failure("relay: a request was not served", failure)
+        log.failure("relay: a request was not served", failure, event="relay.broken")
         self.abort("failed")
 
     def _break_off(self) -> None:
@@ -384,8 +391,7 @@ class RelayHttp(Connection):
         place = self._place(request)
         if not place.key:
             allow(method, "GET", "HEAD", "POST")
-            listed = await self.depot.list(place.box)
-            return as_json({"box": place.box, "parcels": [fields(one) for one in listed]})
+            return listing(place.box, await self._listed(place.box, parcel_in_json))
         if place.key == "next":
             allow(method, "GET")
             return await self._hand_out(exchange, place.box)
@@ -398,6 +404,15 @@ class RelayHttp(Connection):
         if method == "POST":
             return await self._requeue(request, reading)
         return await self._copy(exchange, reading)
+
+    async def _listed(self, box: str, told: Callable[[Shelved], _T]) -> list[_T]:
+        """A few at a time: a box may hold very many, and others wait for the reactor."""
+        listed, found = await self.depot.list(box), list[_T]()
+        for start in range(0, len(listed), BATCH):
+            if start:
+                await deferLater(self.live.clock, 0)
+            found += map(told, listed[start : start + BATCH])
+        return found
 
     def _admit(self, request: Request) -> None:
         """Raises Refused for what the page of somebody else asks, in a browser of our users."""
@@ -776,6 +791,6 @@ class RelayHttp(Connection):
         box = asked.get("box", BOX)
         check_box(box)
         self._check_token(request, box)
-        parcels = [fields(one) for one in await self.depot.list(box)]
+        parcels = await self._listed(box, fields)
         body = relay_page.page(listed, {"box": box, "parcels": parcels})
         return Response(200, body, tuple(relay_page.HEADERS.items()))

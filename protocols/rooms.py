@@ -271,7 +271,7 @@ class Speaker(Connection):
         self._plan()
 
     def _failed(self, failure: Failure) -> None:
-        log.failure("a command of {name} failed", failure, name=self.name)
+        log.failure("a command of {name} failed", failure, event="chat.broken", name=self.name)
         self.abort("failed")
 
     def _leave(self) -> None:

@@ -31,6 +31,7 @@ class Port:
     instead of seeming to have finished (WIRE: where FIN alone is the answer).
     broadcasts: whoever waits in its backlog is accepted before a broadcast goes out.
     busy: what one connection too many is told; without it, it is reset.
+    unsent: bytes that the kernel may hold for a peer that does not read; 0: as it likes.
     secondary: where it is taken and config.cfg does not name it, the daemon starts without it.
     """
 
@@ -40,6 +41,7 @@ class Port:
     broadcasts: bool = False
     secondary: bool = False
     busy: bytes = b""
+    unsent: int = 0
 
     @property
     def listen_key(self) -> str:

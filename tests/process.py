@@ -24,6 +24,7 @@ PORTS = {
     ("handshake", "CODE_PORT"): 8000,
     ("handshake", "MESSAGE_PORT"): 8001,
     ("echo", "PORT"): 5000,
+    ("admin", "PORT"): 8088,
 }
 PATIENCE = 20.0  # seconds for anything that a healthy daemon does at once
 

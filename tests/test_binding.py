@@ -44,9 +44,12 @@ class BindingCase(SynchronousTestCase):
         self.home = Path(folder.name)
         self.factory = LiveFactory(Live("s", Clock()), Connection)
 
-    def claim(self, *listens: Sequence[str], resets: bool = False) -> list[list[Claim]]:
+    def claim(
+        self, *listens: Sequence[str], resets: bool = False, unsent: int = 0
+    ) -> list[list[Claim]]:
+        port = Port("PORT", 1, resets=resets, unsent=unsent)
         wanted = [
-            Listen(f"s{n}", Port("PORT", 1, resets=resets), tuple(each), "PORT", f"config.cfg:{n}")
+            Listen(f"s{n}", port, tuple(each), "PORT", f"config.cfg:{n}")
             for n, each in enumerate(listens)
         ]
         taken = binding.claim([(one, self.factory) for one in wanted], self.home)
@@ -100,11 +103,13 @@ class ClaimTests(BindingCase):
             assert address == peer.getsockname()
 
     def test_accepted_sockets_inherit_what_finds_dead_peers(self) -> None:
-        ((claim,),) = self.claim([f"tcp:0:{LOCAL}"], resets=True)
+        ((claim,),) = self.claim([f"tcp:0:{LOCAL}"], resets=True, unsent=65536)
         with socket.create_connection(claim.socket.getsockname(), 5):
             claim.socket.setblocking(True)
             accepted, _ = claim.socket.accept()
         with accepted:
+            held = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+            assert held in (65536, 2 * 65536)  # Linux counts its own bookkeeping, too
             assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             linger = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
@@ -190,13 +195,14 @@ class RefusalTests(BindingCase):
         self.patch(binding, "RETRY_EVERY", 0.02)
         self.patch(binding, "ephemeral", lambda port: True)
         target = self.listening()
-        outgoing = socket.create_connection(("127.0.0.1", target), 5)
+        # bound, so that it shares its port with no other connection of this machine
+        outgoing = socket.create_connection(("127.0.0.1", target), 5, ("127.0.0.1", 0))
         port = outgoing.getsockname()[1]
 
         def leaves(port: int, among: object) -> binding.Holder:
-            # RST, so that no TIME_WAIT stays behind
-            outgoing.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, binding.RESET_ON_CLOSE)
-            outgoing.close()
+            if outgoing.fileno() >= 0:  # RST, so that no TIME_WAIT stays behind
+                outgoing.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, binding.RESET_ON_CLOSE)
+                outgoing.close()
             return binding.Holder("", False)
 
         self.patch(binding, "holder", leaves)

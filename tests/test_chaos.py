@@ -27,11 +27,16 @@ from tests.chaos.handshake import Handshake
 from tests.chaos.hazards import Life, Outcome, Trial, Victim
 from tests.chaos.ingest import Ingest
 from tests.chaos.relay import Relay
+from tests.chaos.relay_http import RelayHttp
 from tests.chaos.tools import Impossible
 from tests.chaos.workload import Client, Heard, Load, Verdict, Workload
 from tests.process import PATIENCE, Twistd
 
 SEED = 20261111
+
+
+class HastyRelayHttp(RelayHttp):
+    LEASE = 1.0
 
 
 class ChaosCase(SynchronousTestCase):
@@ -59,6 +64,16 @@ class KillTests(ChaosCase):
 
     def test_relay_keeps_what_it_acknowledged_through_kill_9(self) -> None:
         self.sound(self.trial(Relay).kills(1))
+
+    def test_relay_over_http_keeps_what_it_acknowledged_through_kill_9(self) -> None:
+        self.sound(self.trial(HastyRelayHttp).kills(1))
+
+
+class CrowdTests(ChaosCase):
+    def test_relay_over_http_hands_each_file_to_one_of_those_that_live(self) -> None:
+        outcome = self.trial(HastyRelayHttp).crowd(100)
+        self.sound(outcome)
+        assert outcome.deaths == 0
 
 
 class CrashPointTests(ChaosCase):
@@ -169,6 +184,19 @@ class EyeTests(ChaosCase):
         del workload.got[1]
         verdict = workload.verify(data)
         assert [len(some) for some in (verdict.lost, verdict.twice, verdict.wrong)] == [1, 1, 1]
+
+    def test_of_relay_over_http(self) -> None:
+        workload = HastyRelayHttp()
+        data = self.lived(workload)
+        when, ident, file = workload.got[0]
+        workload.got.append((when + 9, "0", file))
+        workload.got.append((when, ident, b"stranger"))
+        del workload.got[1]
+        again = next(iter(workload.ended))
+        workload.handed.append((when + 99, again))
+        (data / "relay" / "more.parcel").write_bytes(b"")
+        verdict = workload.verify(data)
+        assert [len(some) for some in (verdict.lost, verdict.twice, verdict.wrong)] == [1, 2, 3]
 
 
 @define(eq=False)

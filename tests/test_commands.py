@@ -42,8 +42,9 @@ class CheckConfigTests(SynchronousTestCase):
         assert "echo tcp:5000:interface=127.0.0.1" in lines
 
     def test_the_environment_names_the_file_as_for_the_daemon(self) -> None:
-        shown = self.check("[daemon]\nGRACE = 7\n", named=True)
+        shown = self.check("[daemon]\nGRACE = 7\nLOG_FORMAT = json\n", named=True)
         assert "GRACE      7 s" in shown.output
+        assert "LOG        json, info, where twistd logs" in shown.output
 
     def test_what_is_wrong_is_a_line_each_on_stderr_with_status_78(self) -> None:
         shown = self.check("[chat]\nPORT = x\n[relay]\nLEES = 3\n")

@@ -416,6 +416,8 @@ class HarnessTests(SynchronousTestCase):
             signal.raise_signal(signal.SIGINT)
             shutil.rmtree(path, ignore_errors)
 
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.addCleanup(signal.signal, signal.SIGINT, before)
         one = Server(server("data"))
         with (
             patch("loadtest.compare.harness.shutil", SimpleNamespace(rmtree=interrupted)),

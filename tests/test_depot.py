@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Event
+from threading import Barrier, Event
 from typing import Any, cast
 
 import pytest
@@ -24,17 +25,18 @@ from zope.interface import implementer
 
 from daemon.stores import depot as module
 from daemon.stores import files
-from daemon.stores.crew import Crew
+from daemon.stores.crew import KIT, Crew
 from daemon.stores.database import Database
 from daemon.stores.depot import OPENING, Depot
 from daemon.stores.depot.arriving import Incoming
-from daemon.stores.depot.index import PARCELS, ParcelRow
+from daemon.stores.depot.index import MIGRATIONS, PARCELS, ParcelRow
 from daemon.stores.depot.parcel import Item, Parcel
 from daemon.stores.depot.sending import Sending
 from daemon.stores.depot.shelf import Shelf
 from daemon.stores.depot.upload import Laid, Upload
 from daemon.stores.files import Unusable
-from protocols.stores import Shelved, StoreError
+from daemon.stores.landing.series import BESIDE
+from protocols.stores import Allowance, Label, Shelved, StoreError
 
 BOX = "queue"
 
@@ -297,6 +299,21 @@ class EnteringTests(DepotCase):
         await incoming.commit()
         assert begun == [(0, 1200), (1200, 1000)]
 
+    async def test_what_was_hashed_beside_leaves_nothing_behind_in_the_threads(self) -> None:
+        data = bytes(2 * BESIDE)
+        incoming = self.begin(data)
+        for _ in range(20):
+            incoming.write(data)
+        await incoming.commit()
+        together = Barrier(Crew.SIZE)
+
+        def held() -> int:
+            together.wait(4)  # so that every thread is asked
+            return sum(len(works) for _, works in KIT.blocks)
+
+        asked = [self.depot.crew.work(held) for _ in range(Crew.SIZE)]
+        assert await gatherResults(asked) == [0] * Crew.SIZE
+
     async def test_boxes_do_not_know_each_other(self) -> None:
         await self.put(b"for ana", box="ana")
         await self.is_empty()
@@ -366,6 +383,28 @@ class ErrorTests(DepotCase):
         self.refused.clear()
         await self.restart()
         await self.takes(b"x")
+
+    async def test_one_of_several_receipts_that_is_not_stored_fails_and_the_claim_stays(
+        self,
+    ) -> None:
+        deposit = self.depot.deposit(BOX, Feeder(), Label(copies=2))
+        deposit.write(b"x")
+        await deposit.commit()
+        parcel = await self.depot.take(BOX, 5, True, "ana")
+        assert parcel is not None
+        self.refused.add("UPDATE")
+        await self.fails("disk error", parcel.done())
+        self.refused.clear()
+        assert await self.depot.take(BOX, 5, False, "ana") is None
+        await self.depot.index.run(lambda _: None)  # it is tried again once it can be
+        await parcel.done()
+        assert self.rows("copies") == [(1,)]
+
+    async def test_a_draft_that_cannot_be_stored_is_none(self) -> None:
+        self.refused.add("INSERT")
+        await self.fails("disk error", self.depot.begin(BOX, Label("d", 3), Allowance()))
+        assert await self.depot.list(BOX) == []
+        assert self.depot.stock.total == 0
 
 
 class ClaimTests(DepotCase):
@@ -654,6 +693,71 @@ class RestartTests(DepotCase):
         await self.put(b"x")
         await self.takes(b"x")
 
+    async def test_stopping_then_tells_whoever_waits_for_what_it_holds(self) -> None:
+        self.refused.add(PARCELS)
+        self.start()
+        waiting: list[Deferred[Any]] = [
+            self.depot.list(BOX),
+            self.depot.begin(BOX, Label(size=1), Allowance()),
+        ]
+        await self.comes(lambda: self.said)
+        stopped = Deferred.fromCoroutine(self.stop())
+        for one in waiting:
+            await self.fails("the daemon stops", one)
+        await stopped
+        await self.fails("the daemon stops", self.depot.list(BOX))
+
+    async def test_a_disk_that_takes_no_row_keeps_nobody_from_what_is_there(self) -> None:
+        self.start()
+        for data in (b"gone", b"here"):
+            await self.put(data)
+        draft = await self.depot.begin(BOX, Label("d", 3), Allowance())
+        (parcel,) = await self.takes(b"gone")
+        parcel.path.unlink()
+        await self.stop()
+        (self.folder / f"{draft.key}.parcel").write_bytes(b"12")
+        self.depot = self.make()
+        self.refused |= {"UPDATE", "DELETE"}
+        self.start()
+        assert [one.name for one in await self.depot.list(BOX)] == ["queue-2", "d"]
+        found = await self.depot.draft(draft.key)
+        assert found is not None
+        assert found.offset == 2
+
+    async def test_a_draft_whose_bytes_are_gone_is_said_and_removed(self) -> None:
+        self.start()
+        draft = await self.depot.begin(BOX, Label("d", 3), Allowance())
+        writing = await draft.write(Feeder())
+        writing.write(b"12")
+        assert (await writing.commit()).offset == 2
+        await self.stop()
+        (self.folder / f"{draft.key}.parcel").unlink()
+        self.depot = self.make()
+        self.start()
+        assert await self.depot.draft(draft.key) is None
+        assert f"relay: draft {draft.key} is gone from {self.folder}" in self.said
+        assert await self.depot.list(BOX) == []
+        assert self.depot.stock.total == 0
+
+    async def test_an_index_of_the_first_version_is_taken_over(self) -> None:
+        self.folder.mkdir()
+        (self.folder / "a.parcel").write_bytes(b"old")
+        with closing(sqlite3.connect(self.folder / "index.db")) as old:
+            old.executescript(MIGRATIONS[0])
+            old.executescript(
+                """
+                INSERT INTO parcels (box, file, size, sha256, at, deliveries)
+                VALUES ('queue', 'a.parcel', 3, 'abc', '2026-11-20T10:00:00.000+00:00', 2);
+                PRAGMA user_version = 1;
+                """
+            )
+        self.start()
+        (listed,) = await self.depot.list(BOX)
+        assert (listed.name, listed.sha256, listed.deliveries) == ("queue-1", "abc", 2)
+        (parcel,) = await self.takes(b"old")
+        await parcel.done()
+        assert (await self.put(b"new")).ident == "2"
+
     def test_a_folder_or_an_index_that_cannot_be_used_is_said_before_the_start(self) -> None:
         self.depot.check()
         assert not self.folder.exists()
@@ -666,6 +770,129 @@ class RestartTests(DepotCase):
         self.folder.write_bytes(b"")
         with pytest.raises(Unusable, match="is not a folder"):
             self.depot.check()
+
+
+class ExpiryTests(DepotCase):
+    """By a clock of its own: `now` seconds after the start."""
+
+    def make(self) -> Depot:
+        self.now = 0.0
+        crew = Crew(reactor)
+        return Depot(self.folder, crew, reactor, lambda: 1e9 + self.now, lambda: self.now)
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.start()
+
+    async def passes(self, seconds: float) -> None:
+        """The timer sleeps by another clock, so it is woken."""
+        self.now += seconds
+        self.depot._sweep()
+
+    async def shelve(self, name: str, expires: float, copies: int = 1) -> Shelved:
+        label = Label(name, expires=expires, copies=copies)
+        deposit = self.depot.deposit(BOX, Feeder(), label)
+        deposit.write(b"x")
+        return await deposit.commit()
+
+    async def test_it_leaves_when_it_is_due_and_not_before(self) -> None:
+        shelved = await self.shelve("a", 60.0)
+        assert shelved.expires == "2001-09-09T01:47:40.000+00:00"
+        await self.passes(59.9)
+        assert len(await self.depot.list(BOX)) == 1
+        await self.passes(0.2)
+        await self.comes(lambda: not self.names())
+        assert self.rows() == []
+
+    async def test_a_removal_that_is_not_stored_is_tried_again_after_a_while(self) -> None:
+        await self.shelve("a", 60.0)
+        self.refused.add("DELETE")
+        await self.passes(60.1)
+        await self.comes(lambda: any("disk error" in line for line in self.said))
+        await deferLater(reactor, 0.05)
+        assert [due for due, *_ in self.depot._due] == [60.1 + Depot.RETRY]
+        await self.is_empty()  # its time is over all the same
+        self.refused.clear()
+        await self.passes(Depot.RETRY)
+        await self.comes(lambda: not self.names())
+
+    async def test_of_a_draft_too(self) -> None:
+        await self.depot.begin(BOX, Label("d", 3), Allowance(idle=60.0))
+        self.refused.add("DELETE")
+        await self.passes(60.1)
+        await self.comes(lambda: self.said)
+        self.refused.clear()
+        await self.passes(Depot.RETRY)
+        await self.comes(lambda: not self.depot._shelves)
+
+    async def test_who_has_it_may_end_but_nobody_else_gets_it(self) -> None:
+        await self.shelve("a", 60.0, copies=2)
+        one, two = await self.takes(b"x", b"x")
+        await self.passes(60.1)
+        await one.release()
+        await self.is_empty()
+        assert self.names() != []
+        await two.release()
+        await self.comes(lambda: not self.names())
+
+    async def test_those_that_left_before_are_forgotten(self) -> None:
+        self.patch(Depot, "MANY", 10)
+        self.depot._many = 10
+        for number in range(50):
+            await self.shelve(str(number), 60.0)
+            (parcel,) = await self.takes(b"x")
+            await parcel.done()
+        assert len(self.depot._due) <= 11
+
+
+class CompletedTests(DepotCase):
+    """ON_COMPLETE: the command is told of every file."""
+
+    def start(self) -> None:
+        self.told = self.folder.parent / "told"
+        script = self.folder.parent / "run.sh"
+        script.write_text(f'#!/bin/sh\ncat "$1" >> {self.told}\n')
+        script.chmod(0o755)
+        super().start()
+        self.depot.on_complete([str(script)])
+
+    async def test_it_is_told_what_and_where_the_file_is(self) -> None:
+        self.start()
+        shelved = await self.put(b"12345")
+        await self.comes(lambda: self.told.exists() and self.told.read_text().endswith("}\n"))
+        told = json.loads(self.told.read_text())
+        assert Path(told.pop("file")).read_bytes() == b"12345"
+        (found,) = [await self.depot.find(BOX, told["id"])]
+        assert found is not None
+        assert found.shelved == shelved
+        assert told["sha256"] == hashlib.sha256(b"12345").hexdigest()
+        assert (told["box"], told["name"], told["size"]) == (BOX, "", 5)
+
+    async def test_what_it_is_told_of_leaves_with_the_file(self) -> None:
+        self.start()
+        await self.put(b"x")
+        await self.comes(lambda: self.told.exists())
+        await self.comes(lambda: not self.names(".pending"))
+        (parcel,) = await self.takes(b"x")
+        await parcel.done()
+        assert self.names() == []
+
+    async def test_a_file_that_is_not_kept_is_not_told_of(self) -> None:
+        self.start()
+        self.refused.add("INSERT")
+        await self.fails("disk error", self.put(b"x"))
+        assert self.names() == []
+
+    async def test_a_paper_whose_file_left_in_a_crash_is_removed_by_the_next_start(self) -> None:
+        self.start()
+        await self.put(b"x")
+        await self.comes(lambda: self.names(".json") and not self.names(".pending"))
+        (paper,) = self.names(".json")
+        await self.stop()
+        (self.folder / ("0" * 32 + ".json")).write_text("{}")
+        self.depot = self.make()
+        super().start()
+        await self.comes(lambda: self.names(".json") == [paper])
 
 
 class StopTests(DepotCase):

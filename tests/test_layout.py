@@ -9,6 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 import daemon
 from client.defaults import PORTS
+from daemon import admin
 
 HOME = Path(__file__).resolve().parents[1]
 MAY = {
@@ -70,7 +71,8 @@ class LayoutTests(SynchronousTestCase):
     def test_each_service_has_a_tac_of_its_own_and_the_client_knows_its_ports(self) -> None:
         from daemon.catalogue import CATALOGUE
 
-        ports = {(spec.name, port.key): port.number for spec in CATALOGUE for port in spec.ports}
+        shown = (*CATALOGUE, admin.SPEC)
+        ports = {(spec.name, port.key): port.number for spec in shown for port in spec.ports}
         assert ports == PORTS  # the client does without Twisted, so it has a table of its own
         tacs = {path.stem for path in (HOME / "tac").glob("*.tac")}
         assert tacs == {spec.name for spec in CATALOGUE}

@@ -10,7 +10,7 @@ from attrs import define, field
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
-from protocols.options import KIND
+from protocols.options import EACH, KIND
 from protocols.relay import SPEC, TURN, Relay
 from protocols.relay_delivery import LOOK, Delivery
 from protocols.relay_options import Options
@@ -120,6 +120,8 @@ class MemoryDepot:
     queue: list[MemoryParcel] = field(factory=list)
     waiters: list[tuple[Deferred[Any], int]] = field(factory=list)
     deposits: list[MemoryDeposit] = field(factory=list)
+    labels: list[Label] = field(factory=list)
+    receivers: list[str] = field(factory=list)
     done: list[bytes] = field(factory=list)
     parked: list[bytes] = field(factory=list)
     given_back: list[tuple[bytes, bool]] = field(factory=list)
@@ -154,6 +156,7 @@ class MemoryDepot:
         return parcel
 
     def take(self, box: str, most: int, wait: bool = True, receiver: str = "") -> Deferred[Any]:
+        self.receivers.append(receiver)
         if self.trouble:
             return fail(StoreError("disk error"))
         if self.queue or not wait:
@@ -171,6 +174,7 @@ class MemoryDepot:
     def deposit(
         self, box: str, source: Source, label: Label, allowance: Allowance
     ) -> MemoryDeposit:
+        self.labels.append(label)
         self.deposits.append(MemoryDeposit(self, source))
         return self.deposits[-1]
 
@@ -394,6 +398,17 @@ class ReceiverTests(RelayCase):
         assert rita.outcome == "nothing"
         self.sender(b"later")
         assert self.depot.waiting == [b"later"]
+
+    def test_where_nobody_gets_a_file_twice_its_address_is_its_name(self) -> None:
+        for settings, name, copies in (
+            ({}, "", 1),
+            ({"copies": 3}, "127.0.0.1", 3),
+            ({"mode": "shared"}, "127.0.0.1", 0),
+        ):
+            self.house.set(**settings)
+            self.sender(b"x")
+            self.receiver().ends()
+            assert (self.depot.receivers[-1], self.depot.labels[-1].copies) == (name, copies)
 
     def test_a_receiver_that_leaves_takes_its_place_with_it(self) -> None:
         rita, rosa = self.receiver(), self.receiver()
@@ -826,6 +841,13 @@ class SpecTests(SynchronousTestCase):
         ):
             with pytest.raises(ValueError, match="too"):
                 kinds[name](wrong)
+
+    def test_a_token_is_for_a_name_that_a_box_can_have(self) -> None:
+        named = attrs.fields(Options).token.metadata[EACH]
+        assert named("my-box") == "my-box"
+        for wrong in ("my_box", "tus", "next", "", "b" * 65):
+            with pytest.raises(ValueError, match="a box is 1 to 64 of"):
+                named(wrong)
 
     def test_every_outcome_is_named_in_the_specification(self) -> None:
         import protocols.relay

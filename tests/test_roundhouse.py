@@ -32,6 +32,8 @@ from protocols import chat, echo, ingest
 from protocols.spec import Spec
 from tests import toy
 
+NO_ADMIN = "\n[admin]\nENABLED = no\n"
+
 
 class Client(Protocol):
     """Collects; `gone` fires with everything once the daemon has closed."""
@@ -84,7 +86,8 @@ class RoundhouseCase(TestCase):
         self.addCleanup(globalLogPublisher.removeObserver, hear)
 
     def assemble(self, text: str, *specs: Spec, only: tuple[str, ...] = ()) -> Roundhouse:
-        self.config.write_text(text)
+        """Without an admin port, unless `text` speaks of it."""
+        self.config.write_text(text if "[admin]" in text else f"{text}{NO_ADMIN}")
         return Roundhouse.assemble(self.home, self.reactor, specs, {}, only)
 
     def start(self, text: str, *specs: Spec) -> Roundhouse:
@@ -228,7 +231,7 @@ class AssemblyTests(RoundhouseCase):
                 (f"[toy]\nPORT = {port}\n[ingest]\nENABLED=no", 69, "is taken by"),
                 ("[DEFAULT]\nDATA_DIR = config.cfg\n", 73, "set DATA_DIR to a folder"),
             ):
-                self.config.write_text(text)
+                self.config.write_text(text + NO_ADMIN)
                 with pytest.raises(SystemExit) as caught:
                     roundhouse.application(self.home, self.reactor, Chosen("test", "it is one"))
                 assert caught.value.code == status

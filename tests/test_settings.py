@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import grp
+import pwd
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,8 +12,9 @@ import pytest
 from attrs import frozen
 from twisted.trial.unittest import SynchronousTestCase
 
-from daemon import settings
+from daemon import admin, settings
 from daemon.catalogue import CATALOGUE
+from daemon.logs import Wanted
 from daemon.settings import ConfigError, Settings
 from protocols.options import EACH, choice, command, count, duration, option, size
 from protocols.spec import Port, Spec
@@ -208,11 +211,12 @@ class BadConfigurationTests(SettingsCase):
             "config.cfg:1: no section [default]; did you mean [DEFAULT]?"
         ]
         assert self.problems("[daemon]\nX = 1\n") == [
-            "config.cfg:2: [daemon] has no X; there are CONNECTIONS, GRACE,"
-            " LIMIT_LOOPBACK, PER_ADDRESS"
+            "config.cfg:2: [daemon] has no X; there are CONNECTIONS, GRACE, GROUP, LIMIT_LOOPBACK,"
+            " LOG_FILE, LOG_FORMAT, LOG_KEEP, LOG_LEVEL, LOG_SIZE, PER_ADDRESS, USER"
         ]
         assert self.problems("[zzz]\n") == [
-            "config.cfg:1: no section [zzz]; there are [DEFAULT], [daemon], [ingest], [talk]"
+            "config.cfg:1: no section [zzz]; there are [DEFAULT], [daemon], [ingest], [talk],"
+            " [admin]"
         ]
 
     def test_an_option_of_another_service_is_not_one_of_default(self) -> None:
@@ -269,12 +273,63 @@ class ShippedFileTests(SynchronousTestCase):
             bare.grace,
             bare.data_dir,
         )
+        assert (shipped.log, shipped.user) == (bare.log, bare.user)
         named = settings._File.load(HOME / "config.cfg").sections
-        for spec in CATALOGUE:
+        for spec in (*CATALOGUE, admin.SPEC):
             fields = spec.options.__attrs_attrs__
             wanted = {field.name for field in fields if EACH not in field.metadata}
             wanted |= {port.key.lower() for port in spec.ports}
             assert set(named[spec.name]) == wanted
+
+
+class LogTests(SettingsCase):
+    def test_format_level_file_and_rotation_of_the_log_can_be_set(self) -> None:
+        found = self.read(
+            "[daemon]\nLOG_FORMAT = JSON\nLOG_LEVEL = warn\nLOG_FILE = log/own.log\n"
+            "LOG_SIZE = 1 MiB\nLOG_KEEP = 0\n"
+        )
+        assert found.log == Wanted("json", "warn", self.home / "log" / "own.log", 1 << 20, 0)
+        assert self.read("[daemon]\nLOG_FILE =\n").log == Wanted()
+        assert self.read("[daemon]\nLOG_FILE = /var/log/x\n").log.file == Path("/var/log/x")
+
+    def test_a_change_needs_no_restart(self) -> None:
+        was = self.read("[daemon]\n")
+        now = self.read("[daemon]\nLOG_FILE = own.log\nLOG_LEVEL = debug\n")
+        changes = ["[daemon] LOG_LEVEL = debug", f"[daemon] LOG_FILE = {self.home / 'own.log'}"]
+        assert was.changes(now) == changes
+        assert now.changes(was) == ["[daemon] LOG_LEVEL = info", "[daemon] LOG_FILE = "]
+        assert was.needing_restart(now) == []
+
+
+class UserTests(SettingsCase):
+    def test_a_user_brings_a_group_unless_one_is_named(self) -> None:
+        nobody, root = pwd.getpwnam("nobody"), pwd.getpwuid(0)
+        assert self.read("[daemon]\nUSER =\nGROUP =\n").user is None
+        assert self.read("[daemon]\nUSER = nobody\n").user == (nobody.pw_uid, nobody.pw_gid)
+        group = grp.getgrgid(root.pw_gid)
+        found = self.read(f"[daemon]\nUSER = nobody\nGROUP = {group.gr_name}\n")
+        assert found.user == (nobody.pw_uid, group.gr_gid)
+
+    def test_whom_this_machine_does_not_know_is_refused(self) -> None:
+        assert self.problems("[daemon]\nUSER = no one\nGROUP = no-such\n") == [
+            "config.cfg:2: [daemon] USER = no one: this machine has no user 'no one'",
+            "config.cfg:3: [daemon] GROUP = no-such: this machine has no group 'no-such'",
+        ]
+        group = grp.getgrgid(0).gr_name
+        assert self.problems(f"[daemon]\nGROUP = {group}\n") == [
+            "config.cfg:2: [daemon] GROUP is set, but no USER is"
+        ]
+
+    def test_another_one_needs_a_restart(self) -> None:
+        was, now = self.read("[daemon]\n"), self.read("[daemon]\nUSER = nobody\n")
+        assert was.needing_restart(now) == ["[daemon] USER"]
+
+
+class HostileFileTests(SettingsCase):
+    def test_no_control_character_of_the_file_reaches_the_terminal(self) -> None:
+        for text in ("[talk]\nMOST = \x1b[2J\n", "[\x1b]2;x\x07]\n", "[talk]\n\u202eTSOM = 1\n"):
+            (problem,) = self.problems(text)
+            assert problem.isprintable(), problem
 
 
 class CommandTests(SettingsCase):

@@ -31,7 +31,8 @@ How these connections differ from Twisted's own transports
                   these keep Twisted's own transport.
     logging     - What is logged in `dataReceived` does not carry the connection as log system.
     accepting   - Without descriptors, who waits is refused, and accepting rests for 0.1 s.
-    the clock   - `reactor.seconds` is monotonic; Twisted's own follow the wall clock.
+    the clock   - `reactor.seconds` is monotonic; Twisted's own follow the wall clock, and so
+                  `install` has them do the same.
 """
 
 from __future__ import annotations
@@ -39,10 +40,13 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
+from typing import Any
 
 from attrs import frozen
+from twisted.internet.base import ReactorBase
 from twisted.internet.main import installReactor
 
 VARIABLE = "ROUNDHOUSE_REACTOR"
@@ -64,6 +68,7 @@ def install(environ: Mapping[str, str] = os.environ) -> Chosen:
     already (twistd -r epoll) stays. Without uvloop it is Twisted's default.
     """
     if "twisted.internet.reactor" in sys.modules:
+        _count_monotonically()
         return Chosen(_installed(), "it was installed before (twistd -r, or an early import)")
     wanted = environ.get(VARIABLE, "")
     if wanted == "epoll":
@@ -86,7 +91,15 @@ def _install_default() -> str:
     from twisted.internet.default import install as install_default
 
     install_default()
+    _count_monotonically()
     return _installed()
+
+
+def _count_monotonically() -> None:
+    """A clock that is set must not stop timers, or fire them all at once."""
+    reactor: Any = sys.modules["twisted.internet.reactor"]
+    if getattr(type(reactor), "seconds", None) is ReactorBase.seconds:
+        reactor.seconds = time.monotonic
 
 
 def _installed() -> str:

@@ -64,7 +64,7 @@ class NativePort(tcp.Port):
     _accept_one: Callable[[], tuple[int, Any]]
     _burst: int = 1
     _rest: IDelayedCall | None = None
-    _refused: int = 0
+    refused: int = 0  # for want of descriptors
     _told: float = float("-inf")
 
     def startListening(self) -> None:
@@ -101,7 +101,11 @@ class NativePort(tcp.Port):
             try:
                 self._welcome(descriptor, self.address(name))
             except BaseException:
-                log.failure("{factory} could not take a connection", factory=self.factory)
+                log.failure(
+                    "{factory} could not take a connection",
+                    event="accept.failed",
+                    factory=self.factory,
+                )
                 os.close(descriptor)
         return most
 
@@ -135,9 +139,10 @@ class NativePort(tcp.Port):
             self._told = now
             log.warn(
                 "{where}: cannot accept ({reason}); {refused} refused so far",
+                event="accept.starved",
                 where=self.where,
                 reason=error.strerror,
-                refused=self._refused,
+                refused=self.refused,
             )
         self.stopReading()
         if self._rest is None:
@@ -149,7 +154,7 @@ class NativePort(tcp.Port):
         try:
             for _ in range(self.AT_ONCE):
                 os.close(self._accept_one()[0])
-                self._refused += 1
+                self.refused += 1
         except OSError:
             pass
         finally:

@@ -382,7 +382,7 @@ class Stream:
             self._break(failure)
 
     def _complain(self, failure: Failure) -> None:
-        log.failure("{stream!r} failed and is closed", failure, stream=self)
+        log.failure("{what!r} failed and is closed", failure, event="connection.broken", what=self)
 
     def _break(self, why: Failure) -> None:
         """End at once for `why`; unsent output is lost."""

@@ -136,7 +136,7 @@ def _call_and_log(call: Callable[..., object], args: Any, kwargs: Any) -> None:
     try:
         call(*args, **kwargs)
     except BaseException:
-        log.failure("while calling from thread")
+        log.failure("{what}", event="reactor.failed", what="while calling from thread")
 
 
 def _log_unhandled(loop: object, context: dict[str, Any]) -> None:
@@ -145,6 +145,6 @@ def _log_unhandled(loop: object, context: dict[str, Any]) -> None:
         return
     error = context.get("exception")
     if error is None:
-        log.error("{what}", what=context.get("message"))
+        log.error("{what}", event="reactor.error", what=context.get("message"))
     else:
-        log.failure("{what}", Failure(error), what=context.get("message"))
+        log.failure("{what}", Failure(error), event="reactor.failed", what=context.get("message"))

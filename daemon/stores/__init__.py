@@ -46,7 +46,8 @@ class Lock(Service):
         """Take it. Raises Unusable when another process has it, or the folder cannot be used."""
         try:
             make_folder(self.path.parent)
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(self.path, flags, FILE_MODE)
         except OSError as error:
             raise Unusable(
                 f"DATA_DIR {self.path.parent} cannot be used: {error.strerror}; set DATA_DIR to a"

@@ -144,6 +144,7 @@ class Completed(Service):
         self._looking = False
         log.error(
             "[{what}] ON_COMPLETE: {folder}: {error}",
+            event="hook.unreadable",
             what=self.what,
             folder=str(self.folder),
             error=failure.getErrorMessage(),
@@ -162,7 +163,13 @@ class Completed(Service):
     def _ended(self, trouble: str, name: str, run: Run) -> None:
         self._runs.discard(run)
         for line in run.said():
-            log.info("[{what}] ON_COMPLETE {name}: {line}", what=self.what, name=name, line=line)
+            log.info(
+                "[{what}] ON_COMPLETE {name}: {line}",
+                event="hook.said",
+                what=self.what,
+                name=name,
+                line=line,
+            )
         if not trouble:
             self._settle(name)
         elif self.running:
@@ -170,6 +177,7 @@ class Completed(Service):
         else:
             log.warn(
                 "[{what}] ON_COMPLETE {name}: {trouble}; the next start runs it again",
+                event="hook.postponed",
                 what=self.what,
                 name=name,
                 trouble=trouble,
@@ -182,6 +190,7 @@ class Completed(Service):
         if tries > len(self.PAUSES):
             log.error(
                 "[{what}] ON_COMPLETE {name}: {trouble}; given up after {tries} runs, see {mark}",
+                event="hook.given_up",
                 what=self.what,
                 name=name,
                 trouble=trouble,
@@ -193,6 +202,7 @@ class Completed(Service):
         seconds = self.PAUSES[tries - 1]
         log.warn(
             "[{what}] ON_COMPLETE {name}: {trouble}; again in {seconds:g} s",
+            event="hook.failed",
             what=self.what,
             name=name,
             trouble=trouble,
@@ -214,6 +224,7 @@ class Completed(Service):
             if isinstance(result, Failure):
                 log.error(
                     "[{what}] ON_COMPLETE {name}: its mark stays, so it runs again: {error}",
+                    event="hook.unmarked",
                     what=self.what,
                     name=name,
                     error=result.getErrorMessage(),

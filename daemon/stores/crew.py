@@ -21,7 +21,7 @@ import select
 import selectors
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from enum import Enum
@@ -37,8 +37,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
+from daemon.measures import Measure
 from daemon.reactor.lending import Loan, NotLendable, lend
 from daemon.stores.files import plain
+from daemon.stores.trouble import Trouble
 from protocols.stores import Kept, Source, StoreError
 
 log = Logger()
@@ -137,6 +139,7 @@ class Crew(Service):
     _threads: list[threading.Thread] = field(factory=list, init=False)
     _intakes: int = field(default=0, init=False)
     _idle: list[Deferred[None]] = field(factory=list, init=False)
+    trouble: Trouble = field(factory=Trouble, init=False)
     _troubles: dict[str, tuple[float, int]] = field(factory=dict, init=False)
 
     def startService(self) -> None:
@@ -190,6 +193,15 @@ class Crew(Service):
             idle.callback(None)
         return idle
 
+    def measures(self) -> Iterator[Measure]:
+        yield Measure("crew_streams", "Streams that threads work on.", self._intakes)
+        yield Measure(
+            "crew_waiting_steps", "Steps on sockets that wait for a thread.", self._steps.qsize()
+        )
+        yield Measure(
+            "crew_storage_errors_total", "Errors of disks met by threads.", self.trouble.count
+        )
+
     def begin(self) -> None:
         """An intake has something to lose."""
         self._intakes += 1
@@ -204,6 +216,7 @@ class Crew(Service):
 
     def complain(self, error: Exception) -> None:
         """Log what went wrong: at once, but not for each of the streams that a flood brings."""
+        self.trouble.note(plain(error) if isinstance(error, OSError) else "storage failed")
         now = self.reactor.seconds()
         kind = f"{type(error).__name__} {getattr(error, 'errno', '')}"
         last, more = self._troubles.get(kind, (-self.QUIET, 0))
@@ -212,7 +225,9 @@ class Crew(Service):
             return
         self._troubles[kind] = (now, 0)
         again = f" ({more} more such since)" if more else ""
-        log.error("storing failed: {error}{again}", error=str(error), again=again)
+        log.error(
+            "storing failed: {error}{again}", event="store.failed", error=str(error), again=again
+        )
 
     # The threads of `pursue`.
 
@@ -552,7 +567,7 @@ class QueuedIntake(Generic[Kept]):
             reason = plain(error)
         else:
             reason = "storage failed"
-            log.failure("storing failed", failure=failure)
+            log.failure("storing failed", event="store.broken", failure=failure)
         self._queue.clear()
         self._error = StoreError(reason)
         self._work(self.sink.fail).addCallbacks(self._salvaged, lambda _: self._salvaged(0))
@@ -588,6 +603,8 @@ class QueuedIntake(Generic[Kept]):
             committed.callback(result)  # type: ignore[arg-type]  # a Failure goes the errback way
         elif isinstance(result, Failure) and not self._aborted:
             self.source.broken(self._error or StoreError("storage failed"))
-        elif isinstance(result, Failure):
-            log.failure("an aborted stream may have left files behind", failure=result)
+        elif isinstance(result, Failure) and self._error is None:
+            log.failure(
+                "an aborted stream may have left files behind", event="store.left", failure=result
+            )
         self.crew.end()

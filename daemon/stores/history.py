@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from attrs import define, field
 from twisted.application.service import Service
@@ -28,6 +28,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from daemon.measures import Measure
 from daemon.stores.database import Database
 from daemon.stores.files import Unusable
 from protocols.stores import Kind, Line, Said, StoreError
@@ -214,6 +215,8 @@ class Past:
 class History(Past, Service):
     """What rooms remember, also across restarts."""
 
+    service: ClassVar[str] = "chat"
+
     path: Path
     reactor: Any
     _database: Database = field(init=False)
@@ -255,8 +258,18 @@ class History(Past, Service):
             try:
                 self._load()
             except Unusable as error:
-                log.error("no history: {error}", error=str(error))
+                log.error("no history: {error}", event="history.none", error=str(error))
                 self.lines = 0
+
+    def ready(self) -> Deferred[object]:
+        """Where there is no history, nothing can be wrong with it."""
+        return self._database.ready() if self._open else succeed(None)
+
+    def measures(self) -> Iterator[Measure]:
+        if self._open:
+            yield Measure("chat_lines_total", "Lines said since the history began.", self._next - 1)
+            yield Measure("chat_history_bytes", "Bytes of the history in memory.", self._size)
+            yield from self._database.measures(self.service)
 
     def forget(self, room: str) -> None:
         super().forget(room)
@@ -301,7 +314,7 @@ class History(Past, Service):
     def _wrote(self, new: dict[str, list[Entry]], _: object) -> None:
         self._writing = False
         if self._trouble:
-            log.info("{path} is written again", path=str(self.path))
+            log.info("{path} is written again", event="history.back", path=str(self.path))
         self._trouble = self._gap = False
         for room, entries in new.items():
             shelf = self._shelves.get(room)
@@ -324,10 +337,11 @@ class History(Past, Service):
             return
         self._trouble = True
         if why.check(StoreError) is None:
-            log.failure("{path} was not written", why, path=str(self.path))
+            log.failure("{path} was not written", why, event="history.broken", path=str(self.path))
         else:
             log.error(
                 "{path} takes nothing ({why}): what is said now may be missing from the history",
+                event="history.down",
                 path=str(self.path),
                 why=why.getErrorMessage(),
             )
@@ -348,7 +362,9 @@ class History(Past, Service):
         if lost and not self._gap:
             self._gap = True
             log.warn(
-                "{path} cannot follow: lines are missing from the history", path=str(self.path)
+                "{path} cannot follow: lines are missing from the history",
+                event="history.gap",
+                path=str(self.path),
             )
         return lost
 

@@ -40,6 +40,7 @@ from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTim
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from daemon.measures import Measure
 from daemon.stores.history import Past
 from daemon.stores.room import CHUNK, Dialect, Following, Room
 from protocols.stores import Line, Render, Said, Talker
@@ -319,6 +320,16 @@ class Ring:
     def history(self, room: str, most: int, before: int | None = None) -> Deferred[Sequence[Said]]:
         return self.past.read(room, most, before)
 
+    def measures(self) -> Iterator[Measure]:
+        dialects = [one for room in self._rooms.values() for one in room.dialects.values()]
+        members = sum(len(dialect.members) for dialect in dialects)
+        waiting = sum(dialect.end - dialect.start for dialect in dialects)
+        slow = sum(len(dialect.slow) for dialect in dialects)
+        yield Measure("chat_rooms", "Rooms that somebody is in.", len(self._rooms))
+        yield Measure("chat_members", "Members of all rooms.", members)
+        yield Measure("chat_slow_members", "Members who read slower than is said.", slow)
+        yield Measure("chat_waiting_bytes", "Bytes kept for those who are slow.", waiting)
+
     def open(self, name: str) -> Room | None:
         """The room, made if need be; None: there are too many."""
         room = self._rooms.get(name)
@@ -469,7 +480,7 @@ class Ring:
                 self._failed(seat)
 
     def _failed(self, seat: Seat) -> None:
-        log.failure("a member cannot be written to and is cut")
+        log.failure("a member cannot be written to and is cut", event="chat.unwritable")
         self.cut(seat, "failed")
 
     def _serve(self, rooms: list[Room], spent: float) -> None:

@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 
 from attrs import define, field, frozen
 from twisted.internet.error import ConnectionLost
-from twisted.internet.interfaces import IAddress, IPushProducer
+from twisted.internet.interfaces import IAddress, IPushProducer, ISSLTransport
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -151,6 +151,7 @@ class Producer:
         self._producer.stopProducing()
 
 
+@implementer(ISSLTransport)
 @define(eq=False, repr=False)
 class Secured(Wrapped):
     """A peer that speaks TLS.
@@ -195,7 +196,8 @@ class Secured(Wrapped):
         self._fin = True
         if self._notified:
             return
-        if self._within is None or (self._shut and not self._spoke):
+        within = self._within
+        if within is None or within.FRAMED or (self._shut and not self._spoke):
             super().readConnectionLost()
         else:
             self._cut("FIN without close_notify")
@@ -242,7 +244,13 @@ class Secured(Wrapped):
         within = self._within
         if within is not None and not within.closing and "reset" not in within.ORDINARY:
             name, peer = self.wrapper.served.live.name, spoken(self.getPeer())
-            log.info("{name} {peer}: TLS broke off ({why})", name=name, peer=peer, why=why)
+            log.info(
+                "{name} {peer}: TLS broke off ({why})",
+                event="tls.broken",
+                name=name,
+                peer=peer,
+                why=why,
+            )
         self._why, self._shut = Failure(ConnectionLost(why)), True
         self.transport.abortConnection()
 
@@ -266,6 +274,10 @@ class Secured(Wrapped):
         self._producer = Producer(producer, streaming)
         super().registerProducer(self._producer, streaming)
 
+    def getPeerCertificate(self) -> bytes | None:
+        """In DER, if it showed one."""
+        return self._tls.getpeercert(binary_form=True)
+
     def unregisterProducer(self) -> None:
         self._producer = None
         super().unregisterProducer()
@@ -277,13 +289,19 @@ class Secured(Wrapped):
             return
         if not self._shut:
             self._shut = True
-            with suppress(ssl.SSLError):  # it would like to wait for the peer's
-                self._tls.unwrap()
-            self._flush()
+            self._notify()
         if self._closing:
             self.transport.loseConnection()
         else:
             self.transport.loseWriteConnection()
+
+    def _notify(self) -> None:
+        # Who knows by a length that all is there closes without reading on: what lies unread then
+        # would make a reset of it.
+        if self._closing or not self._within.FRAMED:
+            with suppress(ssl.SSLError):  # it would like to wait for the peer's
+                self._tls.unwrap()
+            self._flush()
 
 
 @define(eq=False, repr=False)
@@ -312,6 +330,16 @@ class Secure(Wrapper):
         try:
             self._context = self.credentials.load()
         except ValueError as error:
-            log.error("{name}: the certificate in force stays: {error}", name=name, error=error)
+            log.error(
+                "{name}: the certificate in force stays: {error}",
+                event="tls.kept",
+                name=name,
+                error=error,
+            )
         else:
-            log.info("{name}: {file} read again", name=name, file=self.credentials.certificate)
+            log.info(
+                "{name}: {file} read again",
+                event="tls.read",
+                name=name,
+                file=self.credentials.certificate,
+            )

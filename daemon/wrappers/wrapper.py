@@ -126,6 +126,7 @@ class Wrapped(Protocol):
             live.outcomes["refused"] += 1
             log.info(
                 "{name} {peer}: refused ({why})",
+                event="connection.refused",
                 name=live.name,
                 peer=spoken(self.transport.getPeer()),
                 why=why,
@@ -184,7 +185,12 @@ class Wrapped(Protocol):
             self._deliver()
         except Exception:
             self._why = Failure()
-            log.failure("{within!r} failed and is closed", self._why, within=self._within)
+            log.failure(
+                "{what!r} failed and is closed",
+                self._why,
+                event="connection.broken",
+                what=self._within,
+            )
             self.transport.abortConnection()
         else:
             self._read_on()

@@ -20,6 +20,7 @@ from tests.chaos.handshake import Handshake
 from tests.chaos.hazards import Trial
 from tests.chaos.ingest import Ingest
 from tests.chaos.relay import Relay
+from tests.chaos.relay_http import RelayHttp
 from tests.chaos.tools import POINTS, Impossible
 from tests.chaos.workload import Workload
 
@@ -27,6 +28,7 @@ SERVICES: Mapping[str, Callable[[], Workload]] = {
     "ingest": Ingest,
     "handshake": Handshake,
     "relay": Relay,
+    "relay-http": RelayHttp,
 }
 SHOWN = 5  # lines of each kind of trouble
 Step = Callable[[str], object]
@@ -37,6 +39,7 @@ Step = Callable[[str], object]
 @click.option("--kills", type=click.IntRange(0), default=200, show_default=True)
 @click.option("--points", type=click.IntRange(0), default=50, show_default=True)
 @click.option("--power", type=click.IntRange(0), default=20, show_default=True)
+@click.option("--crowd", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--seed", type=int, help="Of the random times.  [default: a fresh one, told]")
 @click.option(
     "--within", default=2.0, show_default=True, metavar="SECONDS", help="A start may take."
@@ -47,6 +50,7 @@ def main(
     kills: int,
     points: int,
     power: int,
+    crowd: int,
     seed: int | None,
     within: float,
     as_json: bool,
@@ -54,10 +58,11 @@ def main(
     """Kill a real daemon under load, and look for what it had acknowledged.
 
     \b
-    SERVICE: ingest, handshake, relay; without any, all of them.
+    SERVICE: ingest, handshake, relay, relay-http; without any, all of them.
       --kills   kill -9 at random, one in five while it starts
       --points  killed at its 1st to Nth fsync, fdatasync, syncfs, rename, unlink, ftruncate
       --power   its disk (ext4 in a file) loses power; a control without syncs must lose data
+      --crowd   nobody dies but clients, until so many things were acknowledged
 
     \b
     Examples:
@@ -80,11 +85,12 @@ def main(
     told: dict[str, list[dict[str, Any]]] = {}
     for name in chosen:
         told[name] = []
-        hazards = (("kills", kills), ("points", points), ("power", power), ("control", power))
-        for hazard, times in hazards:
+        hazards = {"kills": kills, "points": points, "power": power, "control": power}
+        for hazard, times in (hazards | {"crowd": crowd}).items():
             if not times:
                 continue
-            total = {"points": times * len(POINTS), "control": 1}.get(hazard, times)
+            once = {"points": times * len(POINTS), "control": 1, "crowd": 1}
+            total = once.get(hazard, times)
             with progress(name, total) as step:
                 trial = Trial(SERVICES[name], random.Random(seed), within, step)
                 told[name].append(found := tried(trial, hazard, times))
@@ -108,6 +114,8 @@ def tried(trial: Trial, hazard: str, times: int) -> dict[str, Any]:
                 outcome = trial.points(range(1, times + 1))
             case "power":
                 outcome = trial.power(times)
+            case "crowd":
+                outcome = trial.crowd(times)
             case _:
                 outcome = trial.control()
     except Impossible as error:

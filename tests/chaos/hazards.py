@@ -1,4 +1,4 @@
-"""The three ways to die: at random, at a point of its own making, and without power.
+"""The three ways to die: at random, at a point of its own making, and without power. And a crowd.
 
 Each ends the same way: the daemon starts again on what is left, within a time; nobody sends any
 more; what only the wire shows is fetched; it stops with status 0, and the data is looked at.
@@ -23,6 +23,7 @@ from tests.chaos.workload import Load, Verdict, Workload
 from tests.process import PATIENCE, Twistd
 
 KILLS_A_LIFE = 20  # then its data is looked at and a fresh one begins
+SLOW = 0.2  # seconds a thing
 FOREGROUND = ("-n", "--pidfile=")
 
 
@@ -259,6 +260,19 @@ class Trial:
                 assert lost, "without syncs nothing was lost: the power cuts prove nothing"
             life.verdict = Verdict()
         return self._outcome("control")
+
+    def crowd(self, things: int) -> Outcome:
+        """Nobody dies but clients, until so many things were acknowledged (the first `heard`)."""
+        self.step(f"a crowd, until {things} are acknowledged")
+        with self._life() as life:
+            life.serve()
+            with Load(life.workload.clients(life.daemon)) as load:
+                until = time.monotonic() + things * SLOW + PATIENCE
+                while len(life.workload.heard[0]) < things and not load.wrong:
+                    assert time.monotonic() < until, "the daemon is too slow"
+                    time.sleep(0.02)
+            life.judge(load)
+        return self._outcome("crowd")
 
     def _begin(self, disk: Disk | None) -> Life:
         workload = self.make()

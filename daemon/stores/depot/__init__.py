@@ -9,13 +9,14 @@ On disk, in one folder
 Order in: data synced, folder synced; then the row; only then is it told. Order out: the row, then
 the file. Claims and leases live in memory, so a restart frees them. Names are rows, never paths.
 What expires does so by a monotonic clock; the wall clock says what is left of it at the start.
+Until the index was read, in the first moment of a run, limits count only what came since.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -27,12 +28,13 @@ from uuid import uuid4
 
 from attrs import define, field
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from daemon.measures import Durations, Measure
 from daemon.stores import files
 from daemon.stores.completed import MANIFEST, Completed
 from daemon.stores.crew import Crew, QueuedIntake
@@ -43,11 +45,12 @@ from daemon.stores.depot.index import DraftRow, ParcelRow
 from daemon.stores.depot.parcel import Item, Look, Parcel
 from daemon.stores.depot.shelf import Shelf
 from daemon.stores.depot.stock import Stock
-from daemon.stores.depot.upload import Laid, Shared, Upload
+from daemon.stores.depot.upload import AHEAD, Laid, Shared, Upload
 from protocols.stores import (
     NO_BOX,
     NOT_THE_DIGEST,
     TOO_LARGE,
+    UPLOADING,
     Allowance,
     Box,
     Label,
@@ -63,6 +66,7 @@ _T = TypeVar("_T")
 OPENING = "opening"  # what every shelf expects until the index was read
 SUFFIX = ".parcel"
 STRAYS = (SUFFIX, ".paper", ".partial")  # the last were uploads of earlier versions
+BATCH = 1000  # files of a long list that are looked at in one go
 HASHERS = 2  # threads that hash what others receive
 CLOSED = "the daemon stops"
 NO_LABEL = Label()
@@ -80,6 +84,8 @@ class Depot(Service):
     RETRY: ClassVar[float] = 5.0  # seconds until an index that failed is tried again
     MANY: ClassVar[int] = 1000  # that may expire: from so many on those that left are forgotten
 
+    service: ClassVar[str] = "relay"
+
     folder: Path
     crew: Crew
     reactor: Any
@@ -88,6 +94,9 @@ class Depot(Service):
     index: Database = field(init=False)
     boot: str = field(factory=lambda: _boot(), init=False)
     stock: Stock = field(factory=Stock, init=False)
+    syncs: Durations = field(factory=Durations, init=False)
+    _kept: int = field(default=0, init=False)  # files that came in, and deliveries that went out
+    _delivered: int = field(default=0, init=False)
     hashers: Executor = field(init=False)
     completed: Completed = field(init=False)
     _shelves: dict[str, Shelf] = field(factory=dict, init=False)
@@ -152,7 +161,7 @@ class Depot(Service):
             upload,
             self.spoken(self.wall()),
             label.size or 0,
-            intake=QueuedIntake(upload, source, self.crew),
+            intake=QueuedIntake(upload, source, self.crew, AHEAD),
         )
         upload.dropped = partial(self.reactor.callFromThread, self.left, incoming)
         self._shelf(box).arriving[incoming.key] = incoming
@@ -167,10 +176,11 @@ class Depot(Service):
     def take(
         self, box: str, most: int, wait: bool = True, receiver: str = ""
     ) -> Deferred[Parcel | None]:
-        shelf = self._shelf(box)
-        taken = shelf.take(most, wait, receiver)
-        self._forget(box)
-        return taken
+        def forgotten(result: _T) -> _T:
+            self._forget(box)
+            return result
+
+        return self._shelf(box).take(most, wait, receiver).addBoth(forgotten)
 
     def find(self, box: str, key: str) -> Deferred[Look | None]:
         return Deferred.fromCoroutine(self._find(box, key))
@@ -183,6 +193,23 @@ class Depot(Service):
 
     def on_complete(self, command: Sequence[str]) -> None:
         self.completed.use(command)
+
+    def ready(self) -> Deferred[object]:
+        reason = self.crew.trouble.recent
+        return fail(StoreError(reason)) if reason else self.index.ready()
+
+    def measures(self) -> Iterator[Measure]:
+        shelves = self._shelves.values()
+        queued = sum(len(shelf.items) for shelf in shelves)
+        arriving = sum(len(shelf.arriving) for shelf in shelves)
+        yield Measure("relay_boxes", "Boxes that hold something.", len(self._shelves))
+        yield Measure("relay_parcels", "Files in all boxes, parked ones too.", queued)
+        yield Measure("relay_arriving_parcels", "Uploads that are not whole.", arriving)
+        yield Measure("relay_stored_bytes", "Bytes of all of these.", self.stock.total)
+        yield Measure("relay_parcels_total", "Files that were kept.", self._kept)
+        yield Measure("relay_deliveries_total", "Files that were received.", self._delivered)
+        yield Measure("relay_sync_seconds", "How long a sync of a file took.", self.syncs)
+        yield from self.index.measures(self.service)
 
     # What files on their way in ask for.
 
@@ -220,7 +247,12 @@ class Depot(Service):
 
     def received(self, item: Item, receiver: str) -> Deferred[bool]:
         """This receiver has it; False: that was known."""
-        return self._begin(self._received(item, receiver))
+        received = self._begin(self._received(item, receiver))
+        return received.addCallback(self._count_delivery)
+
+    def _count_delivery(self, new: bool) -> bool:
+        self._delivered += new
+        return new
 
     def take_back(self, parcel: Parcel, counted: bool, park: bool) -> Deferred[bool]:
         """It was not received. Whether it is parked now."""
@@ -296,7 +328,8 @@ class Depot(Service):
         except OSError as error:
             raise StoreError(files.plain(error)) from None
         charge = None if size else partial(self.stock.add, box, limits=allowance)
-        return Upload(path, self.hashers, charge, allowance.file, allowance.free)
+        most, free = allowance.file, allowance.free
+        return Upload(path, self.hashers, charge, most, free, syncs=self.syncs)
 
     async def _enter(self, incoming: Incoming, laid: Deferred[Laid], parked: bool) -> Shelved:
         shelf = self._shelf(incoming.box)
@@ -341,6 +374,7 @@ class Depot(Service):
             raise
         if told is not None:
             self.completed.add(told)
+        self._kept += 1
         item = arriving.item = Item(self, ident, row)
         if label.expires:
             self._expire(item, self.monotonic() + label.expires)
@@ -523,7 +557,7 @@ class Depot(Service):
     async def _discard(self, arriving: Arriving) -> bool:
         if arriving.gone or not isinstance(arriving, Draft):
             if isinstance(arriving, Incoming) and not arriving.gone:
-                raise StoreError("it is being uploaded")
+                raise StoreError(UPLOADING)
             return False
         try:
             await self.index.run(index.discard(arriving.key))
@@ -542,15 +576,14 @@ class Depot(Service):
         shelf = self._shelves.get(box)
         if shelf is None:
             return None
-        items = [item for item in shelf.items.values() if not item.leaving]
         if key.isascii() and key.isdecimal() and len(key) < 19:
             item = shelf.items.get(int(key))
             if item is not None and not item.leaving and key == str(item.ident):
                 return Look(self, item)
         if (arriving := shelf.arriving.get(key)) is not None:
             return Look(self, arriving)
-        for item in reversed(items):
-            if key in (item.shelved.name, item.path.stem):
+        for item in reversed(shelf.items.values()):
+            if key in (item.name, item.key) and not item.leaving:
                 return Look(self, item)
         for arriving in reversed(shelf.arriving.values()):
             if key == arriving.label.name:
@@ -562,8 +595,13 @@ class Depot(Service):
         shelf = self._shelves.get(box)
         if shelf is None:
             return []
-        listed = [item.shelved for item in shelf.items.values() if not item.leaving]
-        return listed + [arriving.shelved for arriving in shelf.arriving.values()]
+        now: list[Item | Arriving] = [*shelf.items.values(), *shelf.arriving.values()]
+        listed = list[Shelved]()
+        for start in range(0, len(now), BATCH):
+            if start:
+                await deferLater(self.reactor, 0)
+            listed += [one.shelved for one in now[start : start + BATCH] if not one.over]
+        return listed
 
     async def _list_boxes(self) -> Sequence[Box]:
         await self._until_ready()
@@ -577,6 +615,7 @@ class Depot(Service):
         log.warn(
             "relay: file {ident} of {box} ({size} bytes) is parked: {why}; it is kept as {path}"
             " and handed to nobody until it is requeued or deleted",
+            event="relay.parked",
             ident=item.ident,
             box=item.row.box,
             size=item.size,
@@ -667,6 +706,7 @@ class Depot(Service):
         self._opened = True
         log.info(
             "relay: {waiting} files wait, {parked} are parked, {drafts} are drafts",
+            event="relay.found",
             waiting=len(contents.parcels) - parked - len(lost),
             parked=parked,
             drafts=len(drafts),
@@ -690,7 +730,12 @@ class Depot(Service):
         for one in awaited:
             one.callback(None)
         for ident in lost:
-            log.error("relay: file {ident} is gone from {folder}", ident=ident, folder=self.folder)
+            log.error(
+                "relay: file {ident} is gone from {folder}",
+                event="relay.gone",
+                ident=ident,
+                folder=self.folder,
+            )
             with suppress(StoreError):
                 await self.index.run(index.remove(ident))
 
@@ -698,7 +743,12 @@ class Depot(Service):
         size = await self.crew.work(_synced, draft.upload, draft.length, bool(draft.boot))
         draft.boot = self.boot
         if size is None:
-            log.error("relay: draft {key} is gone from {folder}", key=draft.key, folder=self.folder)
+            log.error(
+                "relay: draft {key} is gone from {folder}",
+                event="relay.draft_gone",
+                key=draft.key,
+                folder=self.folder,
+            )
             await self._discard(draft)
         elif size != draft.synced:
             draft.synced = size
@@ -707,7 +757,8 @@ class Depot(Service):
 
     def _restore(self, row: DraftRow, wall: float, monotonic: float) -> Draft:
         label = Label(row.name, row.size, row.sha256, row.lasts, row.copies)
-        upload = Upload(self.folder / row.file, self.hashers, size=row.synced)
+        path = self.folder / row.file
+        upload = Upload(path, self.hashers, size=row.synced, syncs=self.syncs)
         draft = Draft(
             self,
             row.key,
@@ -757,7 +808,12 @@ def _unlink(paths: Sequence[Path]) -> None:
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
-            log.warn("{path} could not be removed: {error}", path=str(path), error=str(error))
+            log.warn(
+                "{path} could not be removed: {error}",
+                event="relay.left",
+                path=str(path),
+                error=str(error),
+            )
 
 
 def _synced(upload: Upload, most: int, same_boot: bool) -> int | None:
@@ -774,7 +830,9 @@ def _synced(upload: Upload, most: int, same_boot: bool) -> int | None:
         if upload.size:
             upload.sync()
     except OSError as error:
-        log.error("{path}: {error}", path=str(upload.path), error=str(error))
+        log.error(
+            "{path}: {error}", event="relay.draft_unread", path=str(upload.path), error=str(error)
+        )
         return None
     return upload.size
 

@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 
 from daemon.stores.crew import QueuedIntake
 from daemon.stores.depot.parcel import Item
-from daemon.stores.depot.upload import Laid, Share, Shared, Upload
+from daemon.stores.depot.upload import AHEAD, Laid, Share, Shared, Upload
 from protocols.stores import SUPERSEDED, Label, Progress, Shelved, Source, StoreError
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class Draft(Arriving):
             self.depot.reactor.callFromThread(self.depot.note, self, synced)
 
         share = Share(self.upload, self.promised, told, checksum)
-        intake = QueuedIntake[Shared](share, source, self.depot.crew)
+        intake = QueuedIntake[Shared](share, source, self.depot.crew, AHEAD)
         self.writing = Writing(self, share, intake, source)
         self.depot.touch(self)
         return self.writing

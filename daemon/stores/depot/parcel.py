@@ -50,6 +50,15 @@ class Item:
         return self.depot.folder / self.row.file
 
     @property
+    def key(self) -> str:
+        """What it was called while it was uploaded."""
+        return self.row.file.partition(".")[0]
+
+    @property
+    def name(self) -> str:
+        return self.row.name or f"{self.row.box}-{self.ident}"
+
+    @property
     def size(self) -> int:
         return self.row.size
 
@@ -69,7 +78,7 @@ class Item:
         return Shelved(
             ident=str(self.ident),
             box=row.box,
-            name=row.name or f"{row.box}-{self.ident}",
+            name=self.name,
             size=row.size,
             sha256=row.sha256,
             sent=row.at,

@@ -256,5 +256,10 @@ def unreadable(failure: Failure, path: Path) -> Failure:
         return failure
     if isinstance(failure.value, FileNotFoundError):  # as a rule it was received or deleted
         return Failure(StoreError("the file is gone"))
-    log.error("{path} cannot be read: {error}", path=str(path), error=str(failure.value))
+    log.error(
+        "{path} cannot be read: {error}",
+        event="relay.unread",
+        path=str(path),
+        error=str(failure.value),
+    )
     return Failure(StoreError(files.plain(failure.value)))

@@ -15,9 +15,12 @@ from typing import Any, ClassVar
 
 from attrs import define, field, frozen
 
+from daemon.measures import Durations
 from daemon.stores import files
 from daemon.stores.crew import Sink
 from daemon.stores.landing.series import Sum
+
+AHEAD = 1 << 16  # bytes of an upload that may wait for the disk, where the reactor reads them
 
 
 @frozen
@@ -57,6 +60,7 @@ class Upload(Sink[Laid]):
     free: int = 0
     size: int = 0
     dropped: Callable[[], object] = bool
+    syncs: Durations = field(factory=Durations)
     charged: int = field(default=0, init=False)
     synced: int = field(init=False)
     _descriptor: int = field(default=-1, init=False)
@@ -112,7 +116,8 @@ class Upload(Sink[Laid]):
         """The bytes so far are durable, their name may not be."""
         self._open()
         size = self.size
-        files.sync_data(self._descriptor)
+        with self.syncs.timed():
+            files.sync_data(self._descriptor)
         self.synced = self._begun = size
 
     def cut(self, size: int) -> None:

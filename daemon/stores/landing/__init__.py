@@ -16,7 +16,7 @@ A stream that rests keeps nothing in memory: what it sent goes to its part after
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -24,11 +24,12 @@ from typing import Any, ClassVar
 
 from attrs import define, field
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from daemon.measures import Measure
 from daemon.stores import files
 from daemon.stores.completed import Completed
 from daemon.stores.crew import Crew, QueuedIntake
@@ -37,7 +38,7 @@ from daemon.stores.landing.journal import NAME, Journal, Small, replay
 from daemon.stores.landing.manifest import SUFFIX
 from daemon.stores.landing.recovery import adopt, finish, listed, unfinished
 from daemon.stores.landing.series import Parts
-from protocols.stores import Receipt, Series, Source
+from protocols.stores import Receipt, Series, Source, StoreError
 
 log = Logger()
 
@@ -137,6 +138,8 @@ class Landed:
 
     def _kept(self, receipt: Receipt) -> Receipt:
         assert self._parts is not None
+        self.landing.streams += 1
+        self.landing.stored += receipt.size
         if receipt.parts:
             self.landing.durable(self._parts.stem)
         return receipt
@@ -154,10 +157,14 @@ class Landing(Service):
     BEAT: ClassVar[float] = 1.0  # seconds
     HANDS: ClassVar[int] = 4
 
+    service: ClassVar[str] = "ingest"
+
     folder: Path
     crew: Crew
     now: Callable[[], float] = time.time
     held: int = field(default=0, init=False)
+    streams: int = field(default=0, init=False)  # acknowledged, small ones aside; and their bytes
+    stored: int = field(default=0, init=False)
     ground: Ground = field(init=False)
     journal: Journal = field(init=False)
     completed: Completed = field(init=False)
@@ -181,7 +188,12 @@ class Landing(Service):
         try:
             left = self._recover()
         except OSError as error:
-            log.error("{folder} cannot be used: {error}", folder=self.folder, error=str(error))
+            log.error(
+                "{folder} cannot be used: {error}",
+                event="ingest.unusable",
+                folder=self.folder,
+                error=str(error),
+            )
             left = {}
         if left:  # reading them may take a while
             self.crew.begin()
@@ -217,6 +229,23 @@ class Landing(Service):
     def on_complete(self, command: Sequence[str]) -> None:
         self.completed.use(command)
 
+    def ready(self) -> Deferred[None]:
+        reason = self.crew.trouble.recent
+        return fail(StoreError(reason)) if reason else succeed(None)
+
+    def measures(self) -> Iterator[Measure]:
+        journal = self.journal
+        yield Measure("ingest_open_streams", "Streams that are coming in.", len(self._open))
+        yield Measure("ingest_streams_total", "Streams stored.", self.streams + journal.streams)
+        yield Measure(
+            "ingest_stored_bytes_total", "Bytes of those streams.", self.stored + journal.stored
+        )
+        yield Measure("ingest_held_bytes", "Bytes of small streams in memory.", self.held)
+        yield Measure(
+            "ingest_waiting_streams", "Small streams that wait for the journal.", journal.waiting
+        )
+        yield Measure("ingest_sync_seconds", "How long a sync took.", self.ground.syncs)
+
     def durable(self, series: str) -> None:
         """A manifest is: whoever waits for such may begin."""
         self.completed.add(self.folder / (series + SUFFIX))
@@ -239,12 +268,14 @@ class Landing(Service):
         if streams:
             log.info(
                 "{folder}: {streams} small streams were in the journal and have their files",
+                event="ingest.journal",
                 folder=self.folder,
                 streams=streams,
             )
         if adopted or removed:
             log.info(
                 "{folder}: parts that a crash left: {adopted} adopted, {removed} empty and removed",
+                event="ingest.adopted",
                 folder=self.folder,
                 adopted=adopted,
                 removed=removed,
@@ -259,11 +290,18 @@ class Landing(Service):
             try:
                 finish(series, parts, self.ground)
             except OSError as error:
-                log.error("{series} has no manifest: {error}", series=series, error=str(error))
+                log.error(
+                    "{series} has no manifest: {error}",
+                    event="ingest.manifest",
+                    series=series,
+                    error=str(error),
+                )
 
     def _finished(self, result: object) -> None:
         if isinstance(result, Failure):
-            log.failure("what a crash left was not finished", failure=result)
+            log.failure(
+                "what a crash left was not finished", event="ingest.unfinished", failure=result
+            )
         if self.running:
             self.completed.startService()
         self.crew.end()

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 from attrs import define, field
 
+from daemon.measures import Durations
 from daemon.stores import files
 from daemon.stores.landing.manifest import SUFFIX, SUMS, Manifest
 from protocols.stores import Series
@@ -37,6 +38,7 @@ class Place:
     descriptor: int
     trusted: bool  # a sync of everything is as good as one of each file
     users: int = 0
+    syncs: Durations = field(factory=Durations)
     _unsafe: bool = False
     _lock: threading.Lock = field(factory=threading.Lock)
 
@@ -46,11 +48,17 @@ class Place:
             if not self.trusted:
                 return False
             try:
-                files.sync_all(self.descriptor)
+                with self.syncs.timed():
+                    files.sync_all(self.descriptor)
             except OSError:
                 self.trusted = False
                 raise
             return True
+
+    def sync(self, descriptor: int) -> None:
+        """Make a file durable. Raises OSError."""
+        with self.syncs.timed():
+            files.sync_data(descriptor)
 
     def sync_names(self) -> None:
         """What was created, renamed or removed survives a power cut from here on."""
@@ -95,6 +103,7 @@ class Ground:
     hands: Executor = field(factory=Inline)
     hashers: Executor = field(factory=Inline)
     mark: Callable[[str, int], None] = lambda name, folder: None
+    syncs: Durations = field(factory=Durations, init=False)
     _lock: threading.RLock = field(factory=threading.RLock, init=False)
     _place: Place | None = field(default=None, init=False)
     _used: int = field(default=0, init=False)  # bytes in the folder, as far as we know
@@ -175,7 +184,8 @@ class Ground:
         except FileNotFoundError:
             files.make_folder(self.folder)
             descriptor = os.open(self.folder, flags)
-        return Place(self.folder, descriptor, files.syncs_at_once(descriptor))
+        trusted = files.syncs_at_once(descriptor)
+        return Place(self.folder, descriptor, trusted, syncs=self.syncs)
 
     def _close(self, place: Place) -> None:
         if place is not self._place and not place.users:

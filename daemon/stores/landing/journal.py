@@ -114,6 +114,8 @@ class Journal:
     ground: Ground
     crew: Crew
     durable: Any = lambda series: None
+    streams: int = field(default=0, init=False)  # acknowledged, and their bytes
+    stored: int = field(default=0, init=False)
     _queue: SimpleQueue[Small | None] = field(factory=SimpleQueue, init=False)
     _thread: Thread | None = field(default=None, init=False)
     _name: str = field(default="", init=False)
@@ -133,6 +135,11 @@ class Journal:
         self.crew.begin()
         self._queue.put(small)
         return small.done
+
+    @property
+    def waiting(self) -> int:
+        """Streams that are not durable yet, about."""
+        return self._queue.qsize()
 
     def stop(self) -> None:
         """Make what is left to make. Called when nothing is added any more; it may block."""
@@ -230,7 +237,8 @@ class Journal:
     def _write(self, data: bytes) -> None:
         try:
             files.write_all(self._file, data)
-            files.sync_data(self._file)
+            with self.ground.syncs.timed():
+                files.sync_data(self._file)
         except OSError as error:
             error.filename = NAME
             if error.errno in PASSING:
@@ -302,6 +310,8 @@ class Journal:
             if trouble:
                 small.done.errback(Failure(StoreError(trouble)))
             else:
+                self.streams += 1
+                self.stored += len(small.data)
                 small.done.callback(small.receipt)
             self.crew.end()
 
@@ -402,6 +412,7 @@ def replay(ground: Ground, place: Place) -> int:
             log.warn(
                 "{name}: its last {count} bytes are not whole and were cut;"
                 " no receipt was given for them",
+                event="ingest.torn",
                 name=name,
                 count=len(journal) - whole,
             )

@@ -40,7 +40,12 @@ def adopt(place: Place, names: list[str]) -> tuple[int, int]:
             else:
                 removed += 1
         except OSError as error:
-            log.error("{name} was not adopted: {why}", name=name, why=error.strerror)
+            log.error(
+                "{name} was not adopted: {why}",
+                event="ingest.orphan",
+                name=name,
+                why=error.strerror,
+            )
     if adopted or removed:
         place.sync_names()
     return adopted, removed

@@ -52,7 +52,8 @@ class Sum:
             self._sha.update(data)
         else:
             self._work = self.hands.submit(self._sha.update, data)
-            KIT.hold(self._work)
+            if isinstance(data, memoryview):
+                KIT.hold(self._work)
 
     def wait(self) -> None:
         work, self._work = self._work, None
@@ -416,7 +417,7 @@ def _sync(part: Part, place: Place) -> None:
     try:
         if part.descriptor < 0:
             raise OSError(errno.EIO, "it could not be synced")
-        files.sync_data(part.descriptor)
+        place.sync(part.descriptor)
     except OSError as error:
         error.filename = part.name + DAMAGED
         mark_damaged(part.name, place.descriptor)
