@@ -85,7 +85,7 @@ class CrashPointTests(ChaosCase):
         assert outcome.deaths == 1
 
     def test_ingest_survives_the_end_in_place_of_a_rename(self) -> None:
-        self.point(Ingest, "rename", 3)
+        self.point(Ingest, "rename", 60)
 
     def test_handshake_survives_the_end_in_place_of_a_commits_sync(self) -> None:
         self.point(Handshake, "fdatasync", 40)
