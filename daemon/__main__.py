@@ -16,6 +16,7 @@ from daemon import settings
 from daemon.catalogue import CATALOGUE
 from daemon.doctor import doctor
 from daemon.export import export
+from daemon.restart import restart
 from daemon.roundhouse import EX_CONFIG
 from daemon.settings import ConfigError, Settings
 from daemon.verify import verify
@@ -63,6 +64,11 @@ def check_config(path: Path | None, as_json: bool) -> None:
     click.echo(f"  GRACE      {found.grace:g} s")
     where = found.log.file or "where twistd logs"
     click.echo(f"  LOG        {found.log.format}, {found.log.level}, {where}")
+    here = ", also from here" if found.limit_loopback else ""
+    most, each = found.connections or "as descriptors allow", found.per_address or "any"
+    click.echo(f"  LIMITS     connections: {most}; from one address: {each}{here}")
+    if found.user is not None:
+        click.echo(f"  USER       {found.user[0]}, group {found.user[1]}")
     for name, service in found.services.items():
         where = ", ".join(e for listen in service.listens for e in listen.endpoints)
         click.echo(f"{name:12}{where if service.enabled else 'disabled'}")
@@ -94,6 +100,10 @@ def _as_json(found: Settings) -> dict[str, Any]:
         "path": None if found.path is None else str(found.path),
         "data_dir": str(found.data_dir),
         "grace": found.grace,
+        "connections": found.connections,
+        "per_address": found.per_address,
+        "limit_loopback": found.limit_loopback,
+        "user": found.user,
         "log": attrs.asdict(found.log) | {"file": found.log.file and str(found.log.file)},
         "services": {
             name: {
@@ -109,6 +119,7 @@ def _as_json(found: Settings) -> dict[str, Any]:
 main.add_command(verify)
 main.add_command(doctor)
 main.add_command(export)
+main.add_command(restart)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ from zope.interface import implementer
 
 from daemon import wrappers
 from daemon.settings import Listen
+from daemon.succession import Inheritance, Inherited
 from daemon.traffic import Server
 from protocols.connection import LiveFactory, spoken
 
@@ -52,6 +53,7 @@ RETRY_EVERY = 0.25
 KEEPALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))  # seconds, probes
 USER_TIMEOUT = 60_000  # ms in which a peer must acknowledge what we sent
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+_NOTHING = b"\0"  # for Twisted's unix.Port to remove at its end
 
 
 class PortsTaken(Exception):
@@ -70,6 +72,7 @@ class Claim:
     factory: IProtocolFactory
     socket: socket.socket
     mode: int | None = None  # of a unix socket that we made; None: it is not ours to remove
+    origin: str = ""  # the service and the endpoint string it was made for
 
     def serve(self, reactor: Any) -> Any:
         """Let the reactor accept from it: its IListeningPort, with a descriptor to poll."""
@@ -82,6 +85,13 @@ class Claim:
         self.socket.close()
         return port
 
+    def bequeath(self, port: Any) -> Inherited:
+        """The socket of `port`, which serves it, to go on listening when that has stopped."""
+        port._shouldShutdown = False
+        if self.mode is not None:
+            port._bindPath = _NOTHING
+        return Inherited(self.origin, os.dup(port.fileno()), self.mode)
+
     def _undo_what_adopting_did(self, port: Any) -> None:
         """Twisted's unix.Port listens again with a short backlog, opens the mode to everyone, and
         removes the path at the end, also that of a socket that belongs to systemd."""
@@ -90,7 +100,12 @@ class Claim:
         if self.mode is not None:
             os.chmod(path, self.mode)
         elif path:
-            port._bindPath = b"\0"
+            port._bindPath = _NOTHING
+
+    def give(self, owner: tuple[int, int]) -> None:
+        """Let a unix socket that we made belong to uid and gid, who will serve and remove it."""
+        if self.mode is not None:
+            os.chown(self.socket.getsockname(), *owner, follow_symlinks=False)
 
     def startListening(self) -> None:
         """It does, from the beginning."""
@@ -166,6 +181,9 @@ class Binder:
         # a dup: the endpoint closes the descriptor it was given
         return self._keep(socket.socket(fileno=os.dup(fileDescriptor)), factory, BACKLOG)
 
+    def inherit(self, left: Inherited, factory: IProtocolFactory) -> Claim:
+        return self._keep(socket.socket(fileno=left.descriptor), factory, BACKLOG, left.mode)
+
     def _keep(
         self, sock: socket.socket, factory: IProtocolFactory, backlog: int, mode: int | None = None
     ) -> Claim:
@@ -226,12 +244,18 @@ def _bind(sock: socket.socket, address: tuple[str, int]) -> None:
         time.sleep(RETRY_EVERY)
 
 
-def claim(listens: Sequence[tuple[Listen, LiveFactory]], home: Path) -> list[list[Claim]]:
+def claim(
+    listens: Sequence[tuple[Listen, LiveFactory]],
+    home: Path,
+    inheritance: Inheritance | None = None,
+) -> list[list[Claim]]:
     """Take every endpoint of every port, or none: raises PortsTaken with a line for each.
 
     A secondary port that config.cfg does not name is only warned of: an upgrade that brings one
     never stops yesterday's daemon.
     """
+    left = inheritance or Inheritance()
+    left.keep({_origin(listen, endpoint) for listen, _ in listens for endpoint in listen.endpoints})
     taken: list[list[Claim]] = []
     refused: list[tuple[Listen, str, Exception]] = []
     skipped: list[tuple[Listen, str, Exception]] = []
@@ -241,7 +265,7 @@ def claim(listens: Sequence[tuple[Listen, LiveFactory]], home: Path) -> list[lis
         problems += [
             (listen, endpoint, problem)
             for endpoint in listen.endpoints
-            if (problem := _listen(binder, endpoint, factory)) is not None
+            if (problem := _listen(binder, listen, endpoint, factory, left)) is not None
         ]
         taken.append(binder.claims)
     if skipped:
@@ -261,14 +285,27 @@ def claim(listens: Sequence[tuple[Listen, LiveFactory]], home: Path) -> list[lis
     return taken
 
 
-def _listen(binder: Binder, endpoint: str, factory: LiveFactory) -> Exception | None:
+def _origin(listen: Listen, endpoint: str) -> str:
+    return f"{listen.service} {endpoint}"
+
+
+def _listen(
+    binder: Binder, listen: Listen, endpoint: str, factory: LiveFactory, left: Inheritance
+) -> Exception | None:
     failures: list[Failure] = []
+    origin = _origin(listen, endpoint)
     try:
         plain, wrapped = wrappers.wrap(endpoint, factory, binder.home)
-        serverFromString(binder, plain).listen(wrapped).addErrback(failures.append)
+        if (mine := left.pop(origin)) is not None:
+            binder.inherit(mine, wrapped)
+        else:
+            serverFromString(binder, plain).listen(wrapped).addErrback(failures.append)
     except Exception as error:  # endpoint parsers raise whatever they like
         return error
-    return failures[0].value if failures else None  # type: ignore[return-value]
+    if failures:
+        return failures[0].value  # type: ignore[return-value]
+    binder.claims[-1].origin = origin
+    return None
 
 
 @frozen

@@ -45,6 +45,14 @@ _ALL = (
         "name s",
         "A signal came: what is in hand is finished within GRACE (s) seconds.",
     ),
+    Event(
+        "restart.begun",
+        "info",
+        "s",
+        "What is in hand is finished within s seconds; then the process becomes its successor.",
+    ),
+    Event("restart.refused", "error", "problem", "The program on disk would not start; all stays."),
+    Event("restart.failed", "critical", "", "A restart could not be begun."),
     Event("daemon.unstopped", "critical", "service", "A part of it failed while it stopped."),
     Event("config.read", "info", "path changes", "config.cfg is in force, with these changes."),
     Event("config.restart", "warn", "keys", "Changed keys that wait for a restart."),
@@ -138,7 +146,7 @@ _ALL = (
     Event("logfile.back", "info", "path", "It has caught up."),
     Event("logfile.torn", "warn", "path count", "Its torn end was cut."),
     Event("logfile.other", "warn", "path found highest", "It belongs to another database."),
-    Event("admin.failed", "critical", "", "A request to the admin port was not served."),
+    Event("admin.failed", "critical", "", "A request to the admin port was not served.", ()),
     Event("admin.unchecked", "critical", "", "A check of readiness failed as it must not."),
     Event(LIBRARY, "", "", "Twisted, or another library; info of theirs counts as debug."),
 )

@@ -7,6 +7,7 @@ forks in between.
 
 from __future__ import annotations
 
+import atexit
 import os
 import pwd
 import signal
@@ -14,19 +15,22 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
 from attrs import define, evolve, field, frozen
 from twisted.application.service import Application, MultiService
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ReactorNotRunning
 from twisted.internet.task import LoopingCall
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 
-from daemon import admin, binding, logs, settings, stores
+from daemon import admin, binding, logs, settings, stores, succession
 from daemon.admin import site
 from daemon.admin.pulse import Pulse
 from daemon.admin.readiness import SERVING, Readiness
@@ -41,6 +45,7 @@ from daemon.services import Listener, Stack
 from daemon.settings import ConfigError, Settings
 from daemon.stores import files
 from daemon.stores.files import Unusable
+from daemon.succession import Inheritance, Inherited
 from daemon.systemd import Systemd
 from daemon.traffic import Traffic
 from protocols.connection import LiveFactory
@@ -53,6 +58,7 @@ EX_UNAVAILABLE = 69
 EX_CANTCREAT = 73
 WATCH = 0.25  # seconds between looks at config.cfg; it is read once it stood still for one
 DRAIN_SHARE = 0.8  # of the grace; the rest is for the stores
+RESTART_GRACE = 2.0  # seconds; or GRACE, if that is less
 UMASK = 0o027
 ADMIN_PLACES = 64  # connections to the admin port at once
 ADMIN_GRACE = 1.0  # seconds for those who ask when all else has stopped
@@ -65,7 +71,8 @@ def application(home: Path, reactor: Any, chosen: Chosen, *only: str) -> Compone
     Bad settings, taken ports and an unusable DATA_DIR end the process here, with a line each.
     """
     try:
-        daemon = Roundhouse.assemble(home, reactor, CATALOGUE, os.environ, only)
+        left = Inheritance.take(os.environ)
+        daemon = Roundhouse.assemble(home, reactor, CATALOGUE, os.environ, only, left)
         daemon.log = _begin_log(daemon.settings, reactor)
     except ConfigError as error:
         _leave(EX_CONFIG, error.problems)
@@ -74,7 +81,9 @@ def application(home: Path, reactor: Any, chosen: Chosen, *only: str) -> Compone
     except Unusable as error:
         _leave(EX_CANTCREAT, [str(error)])
     daemon.chosen = chosen
-    made: Componentized = Application("roundhouse", *(daemon.settings.user or ()))
+    user = daemon.settings.user
+    become = user if user and user[0] != os.geteuid() else ()  # a successor is that user already
+    made: Componentized = Application("roundhouse", *become)
     if daemon.log is not None:
         made.setComponent(ILogObserver, daemon.log)
         reactor.addSystemEventTrigger("after", "shutdown", daemon.log.close)
@@ -147,10 +156,12 @@ class Roundhouse(Stack):
     chosen: Chosen | None = None
     log: Log | None = None
     _loader: int = field(factory=os.getpid)
+    _folder: str = field(factory=os.getcwd)  # twistd may go elsewhere
     _terminal: int | None = field(factory=lambda: _terminal())
     _watch: LoopingCall | None = None
     _seen: tuple[object, object] = (None, None)  # config.cfg as it was read, and at the last look
     _stopping: bool = False
+    _rehearsing: bool = False
 
     def __attrs_post_init__(self) -> None:
         MultiService.__init__(self)
@@ -171,8 +182,9 @@ class Roundhouse(Stack):
         catalogue: Sequence[Spec],
         environ: Mapping[str, str],
         only: Sequence[str] = (),
+        left: Inheritance | None = None,
     ) -> Roundhouse:
-        """Read the settings, look at the disk, claim the ports.
+        """Read the settings, look at the disk, claim the ports, those that were left to us first.
 
         Raises ConfigError, Unusable or PortsTaken; nothing is held then.
         """
@@ -196,13 +208,13 @@ class Roundhouse(Stack):
         daemon._limit()
         for service in (daemon.pulse, daemon.front, *house.services):
             daemon.addService(service)
-        daemon._listen()
+        daemon._listen(left)
         daemon.addService(daemon.listeners)
         daemon.addService(systemd)
         daemon._seen = (daemon._look(), daemon._look())
         return daemon
 
-    def _listen(self) -> None:
+    def _listen(self, left: Inheritance | None) -> None:
         asked = [
             (listen, self.factories[spec.name][listen.port.key])
             for spec in self.served
@@ -213,7 +225,10 @@ class Roundhouse(Stack):
             # another service on the same file may have it already, in a process of its own
             named = listen.named and not self.alone
             asked.append((evolve(listen, named=named), self.desk))
-        claims = binding.claim(asked, self.settings.home)
+        claims = binding.claim(asked, self.settings.home, left)
+        if self.settings.user is not None and self.settings.user[0] != os.geteuid():
+            for one in chain.from_iterable(claims):
+                one.give(self.settings.user)
         greeters = []
         for (listen, factory), claimed in zip(asked, claims, strict=True):
             if factory is self.desk:
@@ -289,6 +304,8 @@ class Roundhouse(Stack):
 
     def reload(self) -> bool:
         """Read config.cfg again. All of it is accepted or none of it is."""
+        seen = self._look()
+        self._seen = (seen, seen)
         self.systemd.reloading()
         try:
             return self._reload()
@@ -300,7 +317,7 @@ class Roundhouse(Stack):
 
     def _reload(self) -> bool:
         path = self.settings.path
-        if path is not None and not path.exists():
+        if path is not None and _is_gone(path):
             log.warn(
                 "{path} is gone; the settings stay as they are", event="config.gone", path=str(path)
             )
@@ -325,7 +342,7 @@ class Roundhouse(Stack):
         for listener in self.listeners:
             listener.grace = now.grace * DRAIN_SHARE
         self._limit()
-        changes, waiting = was.changes(now), was.needing_restart(now)
+        changes, waiting = was.changes(now), self.begun.needing_restart(now)
         self.last_reload = Reload(_now(), changes, waiting)
         log.info(
             "{path} read again: {changes}",
@@ -345,7 +362,6 @@ class Roundhouse(Stack):
         now = self._look()
         self._seen = (read, now)
         if now != read and now == before:
-            self._seen = (now, now)
             self.reload()
 
     def _look(self) -> object:
@@ -362,6 +378,7 @@ class Roundhouse(Stack):
             signal.signal(signal.SIGTERM, self._stop)
             signal.signal(signal.SIGINT, self._stop)
             signal.signal(signal.SIGHUP, lambda *_: self.reactor.callFromThread(self._hang_up))
+            signal.signal(signal.SIGUSR2, lambda *_: self.reactor.callFromThread(self._replace))
             if self.log is not None:
                 roll = self.log.roll
                 signal.signal(signal.SIGUSR1, lambda *_: self.reactor.callFromThread(roll))
@@ -383,7 +400,46 @@ class Roundhouse(Stack):
             name=name,
             s=self.settings.grace,
         )
+        with suppress(ReactorNotRunning):  # a restart was on its way
+            self.reactor.stop()
+
+    def _replace(self) -> None:
+        """SIGUSR2: restart."""
+        Deferred.fromCoroutine(self.restart()).addErrback(
+            lambda failure: log.failure("not restarted", failure, event="restart.failed")
+        )
+
+    async def restart(self) -> None:
+        """Become the program that is on disk now, on the sockets of this one; or say why not."""
+        if self._stopping or self._rehearsing:
+            return
+        self._rehearsing = True
+        try:
+            problem = await self._in_thread(succession.rehearse, self.home, self.settings.path)
+        finally:
+            self._rehearsing = False
+        if problem:
+            log.error("not restarted: {problem}", event="restart.refused", problem=problem)
+        elif not self._stopping:
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        grace = min(RESTART_GRACE, self.settings.grace)
+        log.info(
+            "restart: finishing what is in hand, {s:g} s at most", event="restart.begun", s=grace
+        )
+        self.systemd.staying = True
+        self.systemd.reloading()
+        listeners = [*self.front, *self.listeners]
+        for listener in listeners:
+            listener.grace = min(listener.grace, grace * DRAIN_SHARE)
+        left = [one for listener in listeners for one in listener.bequeath()]
+        atexit.register(self._become, left)  # twistd has tidied up by then
         self.reactor.stop()
+
+    def _become(self, left: Sequence[Inherited]) -> None:
+        if not self._stopping:  # by a signal that came since
+            succession.become(left, self._folder)
 
     def _hang_up(self) -> None:
         """SIGHUP: reload; but a foreground daemon whose terminal is gone stops."""
@@ -413,9 +469,11 @@ def _hand_over(now: Settings) -> None:
         raise ConfigError([f"{now.path}: [daemon] USER = {name}: only root may become {name}"])
     folder = now.data_dir
     if not folder.exists():
+        missing = [each for each in (folder, *folder.parents) if not each.exists()]
         try:
             files.make_folder(folder)
-            os.chown(folder, *now.user)
+            for each in missing:  # nobody else may go through what is above it, either
+                os.chown(each, *now.user)
         except OSError as error:
             raise Unusable(f"{folder} cannot be made: {error.strerror}; set DATA_DIR") from None
     owner = folder.stat().st_uid
@@ -427,9 +485,20 @@ def _hand_over(now: Settings) -> None:
         os.chown(lock, *now.user, follow_symlinks=False)
 
 
+def _is_gone(path: Path) -> bool:
+    """Whether there is no such file; one that cannot be reached may be there."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        pass
+    return False
+
+
 def _terminal() -> int | None:
-    """The descriptor of the terminal this process was started from, if any."""
-    return next((number for number in (0, 1, 2) if os.isatty(number)), None)
+    """The descriptor of the terminal that this process would miss, if any."""
+    return next((number for number in (0, 1, 2) if not _gone(number)), None)
 
 
 def _gone(terminal: int) -> bool:

@@ -14,6 +14,7 @@ from twisted.logger import Logger
 
 from daemon import binding
 from daemon.binding import Claim
+from daemon.succession import Inherited
 from protocols.connection import LiveFactory
 
 log = Logger()
@@ -82,6 +83,10 @@ class Listener(Service):
     def addresses(self) -> list[IAddress]:
         """Where it listens now."""
         return [port.getHost() for port in self._ports]
+
+    def bequeath(self) -> list[Inherited]:
+        """Its sockets, to go on listening when it has stopped."""
+        return [claim.bequeath(port) for claim, port in zip(self.claims, self._ports, strict=True)]
 
     @property
     def starved(self) -> int:

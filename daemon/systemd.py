@@ -1,7 +1,7 @@
 """What systemd wants to hear from a service of Type=notify (sd_notify(3)), and its watchdog.
 
-    READY=1       every port listens; also after a reload
-    RELOADING=1   config.cfg is read again
+    READY=1       every port listens; also after a reload or a restart
+    RELOADING=1   config.cfg is read again, or the process becomes its successor
     STOPPING=1    what is in hand is being finished
     WATCHDOG=1    the reactor turns; twice as often as WATCHDOG_USEC asks
 
@@ -31,11 +31,13 @@ class Systemd(Service):
 
     address: of its socket, a path or an abstract name after `@`; empty: nobody listens.
     watchdog: seconds in which it wants to hear of us; 0: it does not.
+    staying: what stops goes on as its successor, in the same process.
     """
 
     reactor: Any
     address: str = ""
     watchdog: float = 0.0
+    staying: bool = field(default=False, init=False)
     _beat: LoopingCall | None = field(default=None, init=False)
     _said: bool = field(default=False, init=False)  # that it does not hear us
 
@@ -57,7 +59,8 @@ class Systemd(Service):
     def stopService(self) -> None:
         """The watchdog goes on: a stop that hangs is one, too."""
         super().stopService()
-        self.tell("STOPPING=1")
+        if not self.staying:
+            self.tell("STOPPING=1")
 
     def ready(self, status: str) -> None:
         """status: one line for `systemctl status`."""

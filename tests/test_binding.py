@@ -125,6 +125,15 @@ class ClaimTests(BindingCase):
         assert stat.S_IMODE((self.home / "here.sock").stat().st_mode) == 0o600
         assert binding.names([one]) == f"127.0.0.1:{number(one)}"
 
+    def test_a_unix_socket_is_given_to_whom_root_becomes_and_no_link_in_its_place(self) -> None:
+        given: list[object] = []
+        self.patch(os, "chown", lambda *args, **how: given.append((args, how)))
+        (claims,) = self.claim([f"tcp:0:{LOCAL}", "unix:here.sock"])
+        for one in claims:
+            one.give((4711, 4712))
+        path = str(self.home / "here.sock")
+        assert given == [((path, 4711, 4712), {"follow_symlinks": False})]
+
     def test_ipv6_is_claimed_beside_ipv4_on_the_same_port(self) -> None:
         if not socket.has_ipv6:
             raise SkipTest("no IPv6 here")

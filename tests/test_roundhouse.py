@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest import mock
 
 import pytest
 from attrs import evolve
@@ -163,6 +165,42 @@ class ReloadTests(RoundhouseCase):
         assert daemon.reload()
         await self.says("only a restart can change: DATA_DIR, [toy] PORT")
         await self.says("read again: [daemon] GRACE = 3")
+
+    async def test_what_waits_for_a_restart_is_named_until_it_is_taken_back(self) -> None:
+        text = f"[toy]\nPORT = 0\n{NO_ADMIN}"
+        daemon = self.start(text, toy.SPEC)
+        for more, waiting in (
+            ("[DEFAULT]\nDATA_DIR = x\n", ["DATA_DIR"]),
+            ("[DEFAULT]\nDATA_DIR = x\n[daemon]\nGRACE = 3\n", ["DATA_DIR"]),
+            ("", []),
+        ):
+            self.config.write_text(more + text)
+            assert daemon.reload()
+            assert daemon.last_reload is not None
+            assert daemon.last_reload.restart == waiting
+
+    async def test_what_a_signal_has_read_is_not_read_again_for_having_changed(self) -> None:
+        daemon = self.start("[toy]\nPORT = 0\n", toy.SPEC)
+        self.config.write_text(f"[toy]\nPORT = 0\nIDLE_TIMEOUT = 5\n{NO_ADMIN}")
+        assert daemon.reload()
+        await self.sleep(4 * roundhouse.WATCH)
+        assert daemon.last_reload is not None
+        assert daemon.last_reload.changed == ["[toy] IDLE_TIMEOUT = 5.0"]
+        assert sum("read again" in line for line in self.said) == 1
+
+    async def test_a_file_that_may_not_be_read_any_more_keeps_the_settings_and_says_why(
+        self,
+    ) -> None:
+        daemon = self.start("[toy]\nPORT = 0\nIDLE_TIMEOUT = 9\n", toy.SPEC)
+        denied = PermissionError(errno.EACCES, "Permission denied")  # whom root became
+        with (
+            mock.patch.object(Path, "stat", side_effect=denied),
+            mock.patch.object(Path, "read_text", side_effect=denied),
+        ):
+            assert not daemon.reload()
+        assert daemon.factories["toy"]["PORT"].live.idle == 9
+        await self.says("config.cfg: cannot be read: Permission denied")
+        await self.says("nothing changed")
 
     async def test_a_file_that_is_gone_keeps_the_settings(self) -> None:
         daemon = self.start("[toy]\nPORT = 0\nIDLE_TIMEOUT = 9\n", toy.SPEC)

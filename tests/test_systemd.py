@@ -186,6 +186,10 @@ class UnitTests(SynchronousTestCase):
         )
         assert ran.returncode == 0, ran.stdout[-300:] + ran.stderr
 
+    def test_the_unit_hides_nothing_that_the_daemon_reads(self) -> None:
+        unit = (DEPLOY / "roundhouse.service").read_text()
+        assert "ProcSubset=" not in unit  # `pid` hides /proc/sys: boot_id, ip_local_port_range
+
     def test_every_line_of_the_units_is_understood(self) -> None:
         analyze = needs("systemd-analyze")
         ran = subprocess.run(
