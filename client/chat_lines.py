@@ -66,11 +66,13 @@ def dated(line: str, now: datetime, zone: tzinfo | None = None) -> Fragments:
 class Known:
     """What the lines taught us: how we are called, where we are, who else there is.
 
-    nick, room: as the server confirmed them last. asked: the room we want to move to.
+    nick, room: as the server confirmed them last. wanted, asked: the name and the room that we
+    asked for; anybody may say a line that looks like an answer.
     """
 
     nick: str = ""
     room: str = ""
+    wanted: str = ""
     asked: str = ""
     names: dict[str, None] = field(factory=dict)  # the latest last
     rooms: dict[str, None] = field(factory=dict)
@@ -79,6 +81,8 @@ class Known:
         """We are about to say `text`."""
         if text.startswith("/join "):
             self.asked = text.removeprefix("/join ").strip()
+        elif text.startswith("/nick "):
+            self.wanted = text.removeprefix("/nick ").strip()
 
     def heard(self, line: str) -> None:
         answer = line.removeprefix(ANSWER)
@@ -86,8 +90,10 @@ class Known:
             found = _SAID.fullmatch(line) or _ACTED.fullmatch(line)
             whisper = _WHISPER.fullmatch(line)
             self._met([found[1]] if found else [whisper[2]] if whisper else [])
-        elif answer.startswith("You are "):
-            self.nick = answer.removeprefix("You are ")
+        elif self.wanted and answer == f"You are {self.wanted}":
+            self.nick = self.wanted
+        elif answer.startswith("Not done: "):
+            self.asked = ""
         elif answer.startswith("Rooms: "):
             rooms = answer.removeprefix("Rooms: ").split(", ")
             self.rooms = dict.fromkeys(room.partition(" ")[0] for room in rooms)

@@ -120,11 +120,12 @@ class Screen:
 
     def _introduce(self) -> None:
         assert self._writer is not None
-        if nick := self.known.nick or self.nick:
-            self._writer.write(f"/nick {nick}\n".encode())
-        if room := self.known.room or self.room:
-            self.known.asked = room
-            self._writer.write(f"/join {room}\n".encode())
+        self.nick, self.room = self.known.nick or self.nick, self.known.room or self.room
+        self.known.nick = self.known.room = ""  # until the server says so again
+        for command, word in (("/nick", self.nick), ("/join", self.room)):
+            if word:
+                self.known.typed(f"{command} {word}")
+                self._writer.write(f"{command} {word}\n".encode())
 
     async def _listen(self, reader: asyncio.StreamReader) -> str:
         """Take lines until the connection ends; how it did."""

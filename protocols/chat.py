@@ -32,10 +32,11 @@ FLUSH_AFTER (milliseconds, 0: off)
     that is cut waits for its rest, and the line with it.
 
 Who had connected before a line was sent gets it. Who reads too slowly is cut by the room. The
-same rooms are on IRC_PORT for IRC clients (protocols/irc.py).
+same rooms are on IRC_PORT for IRC clients (protocols/irc.py). Who whispers to one that does not
+read waits a while after each line.
 
 Outcomes
-    left, reset, slow, silent, drained, busy (too many rooms), cut, failed
+    left, reset, slow, silent, drained, cut, failed
 
 Source: "TCP Chat" (port 60060, 256 characters, ERR Invalid message). Commands, bounds, order and
 the idle flush are ours.
@@ -70,7 +71,6 @@ from protocols.spec import Context, Port, Spec
 from protocols.stores import Kind, Line, Render, Said
 
 ERR = b"ERR Invalid message\n"
-BUSY = b"ERR busy\n"
 UNSENT = 64 << 10  # bytes: a stuck member is to be seen by us, not by the kernel alone
 LONGEST_BYTES = 160 + LONGEST * 4 + 1  # a command and a name, the text, a CR
 ANSWER = "*** "
@@ -153,9 +153,7 @@ class Chat(Speaker):
 
     def opened(self) -> None:
         super().opened()
-        if not self.enter(MAIN, new=True):
-            self.seat.private(BUSY)
-            self.close("busy")
+        self.enter(MAIN, new=True)
 
     def received(self, data: bytes) -> None:
         lines = self._lines.feed(data)
@@ -176,10 +174,10 @@ class Chat(Speaker):
             self.say([last])
         self.close("left")
 
-    def told(self, line: Line) -> None:
+    def told(self, line: Line) -> bool:
         name = (line.author or "").encode()
         act = b"* " if line.kind is Kind.ACTION else b""
-        self.seat.private(b"*" + name + b"* " + act + line.text + b"\n")
+        return self.seat.tell(b"*" + name + b"* " + act + line.text + b"\n")
 
     def heed(self, lines: Sequence[bytes | Overlong]) -> int:
         texts = [b"" if isinstance(line, Overlong) else line for line in lines[:A_TURN]]
@@ -263,6 +261,7 @@ class Chat(Speaker):
         self.seat.private(b"-> *" + ear.name.encode() + b"* " + text + b"\n")
         if ear.away is not None:
             self._answer(f"{ear.name} is away: {ear.away}")
+        await self.wait_for(ear)
 
     async def _move(self, room: str) -> None:
         if room not in self.rooms:

@@ -89,6 +89,8 @@ MOTD = (
 )
 
 _NUMBER = re.compile("[1-9][0-9]{0,4}", re.ASCII)  # as the key of a room
+_LIGHT = {"PRIVMSG", "NOTICE", "PING", "PONG", ""}  # any other command is the last of its turn
+_TURN = A_TURN // 4  # lines; one costs more than one of the plain wire
 _NEEDY = {"CAP", "PING", "USER", "JOIN", "PART", "TOPIC", "INVITE", "KICK", "USERHOST"} | {
     "HISTORY",
     "CHATHISTORY",
@@ -133,11 +135,11 @@ class Irc(Speaker):
         self._farewell("the server is stopping")
         self.close("drained")
 
-    def told(self, line: Line) -> None:
-        self._show(line, self.called)
+    def told(self, line: Line) -> bool:
+        return self.seat.tell(b"".join(spelled(line, self.called.encode())))
 
     def heed(self, lines: Sequence[bytes | Overlong]) -> int:
-        for number, line in enumerate(lines[:A_TURN], 1):
+        for number, line in enumerate(lines[:_TURN], 1):
             try:
                 if isinstance(line, Overlong):
                     raise ValueError(TOO_LONG)
@@ -149,9 +151,10 @@ class Irc(Speaker):
                 self._obey(command, params)
             if self.leaving is not None:
                 return len(lines)
-            if self._asked or self._planned or self.seat.muted:
+            asked = self._asked or self._planned
+            if asked or self.seat.muted or command not in _LIGHT:
                 return number
-        return min(len(lines), A_TURN)
+        return min(len(lines), _TURN)
 
     def _obey(self, command: str, params: list[str]) -> None:
         """One command; those that need an answer of a store go on by themselves."""
@@ -286,10 +289,12 @@ class Irc(Speaker):
 
     def _become_able(self, able: frozenset[str]) -> None:
         """From now on its rooms are told to it in another way."""
+        changed = (self._able ^ able) & {"server-time", "echo-message"}
         self._able = able
-        for room in self.rooms:
-            self.seat.leave(room)
-            self.seat.follow(room, self.render(room), self.echo)
+        if changed:
+            for room in self.rooms:
+                self.seat.leave(room)
+                self.seat.follow(room, self.render(room), self.echo)
 
     async def _be_called(self, wanted: str) -> None:
         try:
@@ -366,6 +371,7 @@ class Irc(Speaker):
                     self._show(line, ear.name)
                 if ear.away is not None and not quiet:
                     self._reply("301", ear.name, ear.away)
+                await self.wait_for(ear)
 
     # Rooms
 
@@ -505,9 +511,11 @@ class Irc(Speaker):
         timed = "server-time" in self._able
         lines: list[tuple[str, bytes]] = []
         for said in past:
-            day, time = moment(int(said.at))
-            before = b"" if timed else f"[{day} {time}] ".encode()
-            tag = f"time={stamp(said.at)}" if timed else ""
+            if timed:
+                tag, before = f"time={stamp(said.at)}", b""
+            else:
+                day, time = moment(int(said.at))
+                tag, before = "", f"[{day} {time}] ".encode()
             lines += [(tag, line) for line in spelled(said, target, before)]
         self._batch("chathistory", [f"#{room}"], lines)
 

@@ -16,12 +16,13 @@ from __future__ import annotations
 import re
 from collections.abc import Coroutine, Sequence
 from email.utils import formatdate, parsedate
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, ClassVar
 from unicodedata import category, normalize
 
 from attrs import define, field
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -37,6 +38,7 @@ LONGEST = 256  # characters of a line
 LONGEST_NAME = 32  # characters
 MOST_HISTORY = 100_000  # lines of a room
 A_TURN = 2048  # lines of one peer: a flood of tiny ones leaves room for the others
+PAUSE = 0.5  # seconds until one may say more to somebody who does not read
 
 _TAKEN = frozenset({GUEST, "roundhouse", "history"})
 _FORBIDDEN = re.compile("[\0-\x08\x0a-\x1f\x7f-\x9f\u202d\u202e]")
@@ -105,6 +107,7 @@ def wrapped(text: str, size: int) -> list[str]:
     return [" ".join(line) for line in lines]
 
 
+@lru_cache(4096)  # a history is asked for again and again
 def moment(at: int) -> tuple[str, str]:
     """Seconds since the epoch in UTC: 2026-11-21 and 06:35:12. Pure."""
     year, month, day, hour, minute, second, *_ = parsedate(formatdate(at)) or (0,) * 9
@@ -140,8 +143,8 @@ class Speaker(Connection):
         """
         raise NotImplementedError
 
-    def told(self, line: Line) -> None:
-        """Somebody says this to it alone."""
+    def told(self, line: Line) -> bool:
+        """Somebody says this to it alone. True: it is behind with reading."""
         raise NotImplementedError
 
     def render(self, room: str) -> Render:
@@ -205,8 +208,13 @@ class Speaker(Connection):
     async def present(self, room: str) -> tuple[Sequence[Sighting], int]:
         """Who is in `room`, and how many there have no name."""
         named = await self.roster.present(room)
-        members = dict(await self.broadcast.rooms()).get(room, 0)
+        members = await self.broadcast.members(room)
         return named, max(0, members - len(named))
+
+    async def wait_for(self, ear: Sighting) -> None:
+        """Say no more for a while, if `ear` does not read what it is told."""
+        if ear.behind:
+            await deferLater(self.live.clock, PAUSE)
 
     def announce(self, kind: Kind, room: str, text: bytes = b"") -> None:
         """Tell `room` what became of us, if we have a name."""

@@ -113,6 +113,10 @@ class Receipt:
 class Landed(Intake[Receipt], Protocol):
     """A stream on its way into files."""
 
+    @property
+    def starved(self) -> bool:
+        """While a transport is lent: it is the peer that is waited for, not thread or disk."""
+
     def commit(self, outcome: str = "whole") -> Deferred[Receipt]:
         """It is over; outcome: how it ended, for its manifest: only `whole` is complete."""
 
@@ -555,6 +559,12 @@ class Seat(Protocol):
     def private(self, data: bytes) -> None:
         """To this member only, in its place between the lines published around it."""
 
+    def tell(self, data: bytes) -> bool:
+        """As `private`, but it comes from another member, as often as that one likes.
+
+        True: this one is behind with reading. Who takes nothing while ever more comes is cut.
+        """
+
     def stop(self, after: Callable[[], object] | None = None) -> None:
         """Leave every room and the consumer.
 
@@ -571,7 +581,10 @@ class Broadcast(Protocol):
     """
 
     def bounds(self, rooms: int, history: int) -> None:
-        """From now on: at most so many rooms, and so many lines of each are kept (0: none)."""
+        """From now on: at most so many rooms, and so many lines of each are kept (0: none).
+
+        The room that everybody starts in is never one too many.
+        """
 
     def seat(self, consumer: Any, talker: Talker, lost: Callable[[str], object]) -> Seat:
         """A place for the peer behind `consumer`, a transport; the seat is its push producer.
@@ -588,6 +601,9 @@ class Broadcast(Protocol):
     def rooms(self) -> Deferred[Sequence[tuple[str, int]]]:
         """Every room and how many follow it (0: only its history is left), by name."""
 
+    def members(self, room: str) -> Deferred[int]:
+        """How many follow `room`; cheap, however many rooms there are."""
+
     def history(self, room: str, most: int, before: int | None = None) -> Deferred[Sequence[Said]]:
         """The last `most` lines of `room` (with a seq below `before`), oldest first.
 
@@ -603,17 +619,24 @@ class Broadcast(Protocol):
 class Bearer(Protocol):
     """Who may bear a name."""
 
-    def told(self, line: Line) -> None:
-        """`line.author` says or does (SAY, ACTION; one line) something for it alone."""
+    def told(self, line: Line) -> bool:
+        """`line.author` says or does (SAY, ACTION; one line) something for it alone.
+
+        True: it is behind with reading what it was told.
+        """
 
 
 @frozen
 class Sighting:
-    """Who is there: the name as it is spelled, its rooms, and why it is away (None: it is not)."""
+    """Who is there: the name as it is spelled, its rooms, and why it is away (None: it is not).
+
+    behind: it does not read what it is told, as `Roster.tell` found; tell it no more for a while.
+    """
 
     name: str
     rooms: tuple[str, ...] = ()
     away: str | None = None
+    behind: bool = False
 
 
 class Roster(Protocol):

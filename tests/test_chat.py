@@ -12,10 +12,10 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from daemon.stores.ring import Ring
+from daemon.stores.ring import OWN, Ring
 from daemon.stores.roster import Names
 from protocols.chat import ERR, LONGEST_BYTES, SPEC, Options
-from protocols.rooms import A_TURN, LONGEST, valid
+from protocols.rooms import A_TURN, LONGEST, PAUSE, valid
 from protocols.stores import Stores
 from tests.wire import House, Peer
 
@@ -250,6 +250,23 @@ class CommandTests(SynchronousTestCase):
         assert (
             self.hears(self.ana, "/msg Ben", "/msg", "/msg Ben \x07") == "ERR Invalid message\n" * 3
         )
+
+    def test_who_whispers_to_one_that_does_not_read_waits_and_nothing_is_lost(self) -> None:
+        self.named()
+        self.ben.transport.full = True
+        self.ana.connection.dataReceived((b"/msg ben " + b"x" * 256 + b"\n") * 300)
+        self.ana.waits(PAUSE / 2)
+        told = self.ana.heard.count(b"-> *Ben*")
+        assert OWN // 263 <= told < 300
+        assert not self.ana.transport.reading
+        self.eva.says(b"still here\n")
+        assert self.hears(self.eva, "x").endswith("x\n")
+        self.ben.transport.full = False
+        self.ben.transport.producer.resumeProducing()
+        self.ana.waits(PAUSE)
+        assert self.ana.heard.count(b"-> *Ben*") == 300
+        assert self.ben.heard.count(b"*ana* x") == 300
+        assert self.ana.transport.reading
 
     def test_rooms_hear_only_their_own(self) -> None:
         self.named()

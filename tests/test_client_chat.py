@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from io import StringIO
 from unittest import SkipTest
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import pytest
 from prompt_toolkit.application import create_app_session
@@ -80,10 +80,15 @@ class LineTests(SynchronousTestCase):
         known.typed("/nick ana")
         assert known.nick == ""
         known.heard("*** You are ana")
+        known.heard("*** You are somebody else")  # a line like any other, for all one knows
         known.heard("*** In dev: ana")
         assert (known.nick, known.room) == ("ana", "")
         known.typed("/join dev")
         known.heard("*** In dev: ana")
+        assert known.room == "dev"
+        known.typed("/join a,b")
+        known.heard("*** Not done: a name has no ,")
+        known.heard("*** In other: ben")
         assert known.room == "dev"
 
     def test_only_the_latest_names_are_remembered(self) -> None:
@@ -180,6 +185,18 @@ class ScreenTests(SynchronousTestCase):
         assert "closed the chat; trying to connect again" in shown
         assert re.search("connected to 127.0.0.1:[0-9]+ again", shown)
         assert "bea>" in shown
+
+    def test_after_a_lost_connection_the_name_is_ours_once_the_server_says_so(self) -> None:
+        screen = Screen(Address("127.0.0.1", 1), "ana", "")
+        screen.known.nick, screen.known.room = "bea", "dev"
+        screen._writer = writer = Mock()
+        screen._introduce()
+        said = [call.args[0] for call in writer.write.call_args_list]
+        assert said == [b"/nick bea\n", b"/join dev\n"]
+        assert (screen.known.nick, screen.known.room) == ("", "")
+        for line in ("*** You are bea", "*** In dev: bea"):
+            screen.known.heard(line)
+        assert (screen.known.nick, screen.known.room) == ("bea", "dev")
 
     def test_tab_completes_and_the_up_arrow_brings_back(self) -> None:
         def script(line: Line, keys: PipeInput) -> None:

@@ -115,6 +115,16 @@ class PastTests(SynchronousTestCase):
                 past.add(f"room {number % 20}", [Line(b"x" * 1000)], 1.0)
         assert past._size <= 10_000 + 20 * 1200
 
+    def test_where_memory_is_short_what_was_said_longest_ago_goes(self) -> None:
+        past = self.past(100)
+        with patch.object(module, "MOST_BYTES", 10_000):
+            for _ in range(8):
+                past.add("old", [Line(b"x" * 1000)], 1.0)
+            for number in range(3):
+                past.add("main", [Line(b"%d " % number + b"x" * 1000)], 2.0)
+        assert [text[:1] for text in self.read(past)] == [b"0", b"1", b"2"]
+        assert 0 < len(self.successResultOf(past.read("old", 100))) < 8
+
 
 class HistoryCase(TestCase):
     def setUp(self) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
+from daemon.stores.ring import OWN
 from protocols.irc import MOST_ROOMS, PING_AFTER
 from protocols.irc_formats import (
     HOST,
@@ -25,7 +26,7 @@ from protocols.irc_formats import (
     spelled,
     stamp,
 )
-from protocols.rooms import LONGEST, valid
+from protocols.rooms import A_TURN, LONGEST, PAUSE, valid
 from protocols.stores import Kind, Line, Said
 from tests.test_chat import Room
 from tests.wire import Peer
@@ -301,13 +302,13 @@ class RoomTests(IrcCase):
         self.plain()
         assert ana.says("JOIN #other")[0].endswith("405 ana #other :There are too many rooms")
 
-    def test_who_finds_no_room_left_for_the_first_one_is_told_that_the_chat_is_busy(self) -> None:
+    def test_the_first_room_is_there_for_everybody_however_many_others_there_are(self) -> None:
         self.room.set(rooms=1, history=0)
         self.client("ana", "#dev")
         nobody = self.plain()
-        assert nobody.heard == b"ERR busy\n"
-        assert nobody.hung_up
-        assert nobody.outcome == "busy"
+        nobody.says(b"x\n")
+        nobody.waits(1)
+        assert nobody.heard == b"x\n"
 
     def test_several_rooms_and_people_can_be_named_at_once(self) -> None:
         ana, ben = self.client("ana", "#a,#b"), self.client("ben", "#b", "#a")
@@ -605,6 +606,32 @@ class EndTests(IrcCase):
         ana.peer.ends()
         assert [line.split()[1] for line in ana.hears()] == ["322", "323", "PONG"]
         assert ana.peer.transport.closed
+
+    def test_a_command_that_may_be_costly_is_the_last_of_its_turn(self) -> None:
+        ana = self.client("ana", "#main", "#dev")
+        for command, answer, at_once in (("CAP REQ :batch", "ACK", 1), ("MOTD", " 376 ", 1)):
+            ana.peer.connection.dataReceived(f"{command}\r\n".encode() * 5)
+            assert ana.peer.heard[ana.seen :].count(answer.encode()) == at_once
+            assert not ana.peer.transport.reading
+            assert len([line for line in ana.hears() if answer in line]) == 5
+            assert ana.peer.transport.reading
+        ana.peer.connection.dataReceived(b"PING x\r\n" * A_TURN)
+        assert ana.peer.heard[ana.seen :].count(b"PONG") == A_TURN // 4
+        assert len(ana.hears()) == A_TURN
+
+    def test_who_whispers_to_one_that_does_not_read_waits(self) -> None:
+        ana, zoe = self.client("ana", able="echo-message"), self.client("zoe")
+        zoe.peer.transport.full = True
+        said = f"PRIVMSG zoe :{'x' * 256}\r\n".encode()
+        for _ in range(10):
+            ana.peer.connection.dataReceived(said * 40)
+            ana.peer.waits(0.1)
+            if not ana.peer.transport.reading:
+                break
+        heard = ana.peer.heard.count(b"PRIVMSG")
+        assert OWN // 256 > heard > OWN // 400
+        ana.peer.waits(PAUSE)
+        assert ana.peer.heard.count(b"PRIVMSG") == heard + 1
 
     def test_one_that_reads_nothing_is_not_read(self) -> None:
         ana = self.client("ana", "#main")

@@ -26,9 +26,11 @@ class Ear:
     """Somebody who may bear a name."""
 
     heard: list[Line] = field(factory=list)
+    behind: bool = False
 
-    def told(self, line: Line) -> None:
+    def told(self, line: Line) -> bool:
         self.heard.append(line)
+        return self.behind
 
 
 class RosterTests(SynchronousTestCase):
@@ -106,6 +108,10 @@ class RosterTests(SynchronousTestCase):
         assert told == Sighting("Ana", (), "lunch")
         assert self.ana.heard == [line]
         assert self.successResultOf(self.roster.tell("ben", line)) is None
+        self.ana.behind = True
+        told = self.successResultOf(self.roster.tell("Ana", line))
+        assert told == Sighting("Ana", (), "lunch", behind=True)
+        assert self.found("Ana") == Sighting("Ana", (), "lunch")
 
     @settings(deadline=None, max_examples=100)
     @given(st.lists(st.tuples(st.sampled_from("cerl"), st.integers(0, 3), st.integers(0, 2))))

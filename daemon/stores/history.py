@@ -167,7 +167,7 @@ class Past:
         shelf.trim(self.lines)
         self._size += shelf.size - size
         if self._size > MOST_BYTES:
-            self._shed(shelf)
+            self._shed()
         self._added(room)
 
     def read(self, room: str, most: int, before: int | None = None) -> Deferred[Sequence[Said]]:
@@ -201,13 +201,15 @@ class Past:
         """Lines that are not in memory any more."""
         return succeed([])
 
-    def _shed(self, shelf: Shelf) -> bool:
-        """Make some room in memory. Whether a line was lost by it."""
+    def _shed(self) -> bool:
+        """Make some room in memory, in rooms long silent first. Whether a line was lost by it."""
         lost = False
-        while self._size > MOST_BYTES and shelf.count:
-            entry = shelf.drop()
-            self._size -= entry.size
-            lost = lost or entry.end > shelf.kept
+        enough = MOST_BYTES * 7 // 8  # not to look at all rooms for every line
+        for shelf in sorted(self._shelves.values(), key=lambda shelf: shelf.last):
+            while self._size > enough and shelf.count:
+                entry = shelf.drop()
+                self._size -= entry.size
+                lost = lost or entry.end > shelf.kept
         return lost
 
 
@@ -357,8 +359,8 @@ class History(Past, Service):
 
         return found.addErrback(nothing)
 
-    def _shed(self, shelf: Shelf) -> bool:
-        lost = super()._shed(shelf)
+    def _shed(self) -> bool:
+        lost = super()._shed()
         if lost and not self._gap:
             self._gap = True
             log.warn(

@@ -16,21 +16,24 @@ Slowness
                member that is slow, not for one that is stuck
     OWN        bytes of private answers that may wait for one member before it is read no more
                (they answer what it said; until it takes them it shall say nothing)
+Who has left a room lacks nothing that is said there since, but the log is kept from its place on:
+SOFT is for what it lacks, HARD for what is kept. What others tell one member alone is no answer:
+who takes none of it is cut when HARD bytes of it wait.
 
 Pace
     SLICE      members served a turn of the reactor: the other services get in between. A long
                write counts as one more for every WEIGHT bytes
     GAP        seconds: after a flush we rest as long as it took, at most so long, unless more
                waits for the next one than its brim: BRIM bytes, in large rooms fewer (WORK bytes
-               to all members together), down to LEAST. Beyond it, who says much is not read
-               until there was a flush
+               to all members together), down to LEAST; and never more than LINES lines. Beyond
+               it, who says much is not read until there was a flush
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -43,6 +46,7 @@ from zope.interface import implementer
 from daemon.measures import Measure
 from daemon.stores.history import Past
 from daemon.stores.room import CHUNK, Dialect, Following, Room
+from protocols.rooms import MAIN
 from protocols.stores import Line, Render, Said, Talker
 
 log = Logger()
@@ -64,6 +68,7 @@ ROOMS = 1000
 
 _LOOK = 0.25  # seconds between two looks at those who are late
 _WOVEN = 256  # steps of a script, from which on the order between rooms is no longer kept
+_STEP = 100  # bytes that one thing told costs besides what it says, about
 
 Span = tuple[Following, int, int]  # read up to this place, then go on from that one
 Mark = tuple[Following, int, int]  # the same in indexes into the lines of a turn
@@ -93,6 +98,7 @@ class Seat:
     places: dict[Following, None] = field(factory=dict, init=False)  # with those it is leaving
     _script: deque[bytes | Span | Act] = field(factory=deque, init=False)
     _owed: int = field(default=0, init=False)  # bytes in the script and in asides
+    _told: int = field(default=0, init=False)  # what waits of what others told it costs, at most
     _stopping: bool = field(default=False, init=False)
 
     def follow(self, room: str, render: Render, echo: bool = True, new: bool = False) -> bool:
@@ -117,7 +123,7 @@ class Seat:
 
     def leave(self, room: str) -> None:
         place = self.follows.get(room)
-        if place is not None and not self._stopping:
+        if place is not None:
             self._aside(place)
             self.follows.pop(room, None)
 
@@ -129,6 +135,15 @@ class Seat:
         if self._owed > OWN:
             self.mute()
 
+    def tell(self, data: bytes) -> bool:
+        if self.gone or self._stopping:
+            return False
+        self._told += len(data) + _STEP
+        self.private(data)
+        if self._told > HARD:
+            self.ring.cut(self)
+        return self._owed > OWN
+
     def stop(self, after: Act | None = None) -> None:
         if self.gone:
             return
@@ -136,6 +151,8 @@ class Seat:
             self.end()
         elif not self._stopping:
             self._stopping = True
+            for room in [*self.follows]:
+                self.leave(room)
             self._aside(partial(self.end, after))
 
     def serve(self) -> None:
@@ -152,6 +169,7 @@ class Seat:
             elif not script:  # what came before a step may have been nothing
                 break
         self.busy = self.full or self.gone or bool(script)
+        self._told = min(self._told, self._owed + _STEP * len(script))
         if self.muted:
             self.unmute()
 
@@ -167,12 +185,11 @@ class Seat:
             if not self._stopping:
                 self.talker.resumeProducing()
 
-    def place(self, spans: Iterable[Span], step: bytes | Act | Following | None) -> None:
+    def place(self, spans: Sequence[Span], step: bytes | Act | Following | None) -> None:
         """The `spans`, and then `step`, come after everything placed so far."""
         self._script += spans
         if isinstance(step, Following):
-            step.last = max([last for place, last, _ in spans if place is step], default=step.end)
-            step = partial(self._drop, step)
+            step = self._part(step, spans)
         if step is not None:
             self._script.append(step)
         self.busy = True
@@ -193,11 +210,25 @@ class Seat:
         if after is not None:
             after()
 
+    def _part(self, place: Following, spans: Sequence[Span]) -> Act | None:
+        """Let `place` end where `spans` take it, else where its log ends; what is to be done then.
+
+        Where nothing is owed, that is now.
+        """
+        ends = [last for one, last, _ in spans if one is place]
+        place.last = place.woven = ends[0] if ends else place.end
+        if not ends and not place.lag:
+            self._drop(place)
+            return None
+        self._script.append((place, place.last, place.last))
+        return partial(self._drop, place)
+
     def _weave(self) -> None:
-        spans = [(place, place.end, place.end) for place in self.places if place.lag]
-        if spans and not (self._script and self._script[-1] == spans[-1]):
-            self._script += spans
-            self.busy = True
+        for place in self.places:
+            if place.lag and place.woven < place.end:
+                place.woven = place.end
+                self._script.append((place, place.end, place.end))
+                self.busy = True
 
     def _aside(self, step: bytes | Act | Following) -> None:
         if not self.ring.aside(self, step):
@@ -304,18 +335,22 @@ class Ring:
             place = by.follows.get(room)
             if place is not None and not place.echo:
                 self.skip(place, len(here.lines) - len(lines))
-            if here.held or here.size > here.brim:
+            if here.held or here.brimful:
                 here.spoken[by] = spoken = here.spoken.get(by, 0) + size
                 if spoken > FAIR:
                     by.held.add(here)
                     by.mute()
         self._talking[here] = None
-        self._plan(hurry=here.size > here.brim)
+        self._plan(hurry=here.brimful)
 
     def rooms(self) -> Deferred[Sequence[tuple[str, int]]]:
         found = dict.fromkeys(self.past.rooms(), 0)
         found |= {name: len(room) for name, room in self._rooms.items()}
         return succeed(sorted(found.items()))
+
+    def members(self, room: str) -> Deferred[int]:
+        here = self._rooms.get(room)
+        return succeed(0 if here is None else len(here))
 
     def history(self, room: str, most: int, before: int | None = None) -> Deferred[Sequence[Said]]:
         return self.past.read(room, most, before)
@@ -331,12 +366,13 @@ class Ring:
         yield Measure("chat_waiting_bytes", "Bytes kept for those who are slow.", waiting)
 
     def open(self, name: str) -> Room | None:
-        """The room, made if need be; None: there are too many."""
+        """The room, made if need be; None: there are too many. MAIN there always is."""
         room = self._rooms.get(name)
         if room is None:
             known = {*self.past.rooms()}
-            if name not in known and len(known | self._rooms.keys()) >= self.most:
-                empty = self.past.oldest(self._rooms)
+            full = len(known | self._rooms.keys()) >= self.most
+            if full and name != MAIN and name not in known:
+                empty = self.past.oldest({*self._rooms, MAIN})
                 if empty is None:
                     return None
                 self.past.forget(empty)
@@ -388,8 +424,9 @@ class Ring:
                 self._caught_up(place.dialect)
             if place.late is not None:
                 place.moved = now
-                if place.lag <= SOFT:
+                if place.keeps <= SOFT:
                     place.late = None
+                if place.lag <= SOFT:
                     self._look_soon(place.room)
 
     def _caught_up(self, dialect: Dialect) -> None:
@@ -510,18 +547,18 @@ class Ring:
         now = self.clock.seconds()
         late = held = False
         for place in [place for dialect in room.dialects.values() for place in dialect.slow]:
-            lag = place.lag
-            if lag <= SOFT:
+            lag, keeps = place.lag, place.keeps
+            if keeps <= SOFT:
                 continue
             if place.late is None:
                 place.late = place.moved = now
             stuck = now - place.moved >= STALL
-            fallen = stuck and lag > HARD and place.at < place.dialect.fresh
-            if fallen or now - place.late > PATIENCE:
+            fallen = stuck and keeps > HARD and place.at < place.dialect.fresh
+            if fallen or (lag > SOFT and now - place.late > PATIENCE):
                 self.cut(place.seat)
                 continue
             late = True
-            held = held or (not stuck and (room.held or lag > FLOOD))
+            held = held or (lag > SOFT and not stuck and (room.held or lag > FLOOD))
         room.held = held
         if not held:
             spoken, room.spoken = room.spoken, {}

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from daemon.stores.ring import Seat
 
 CHUNK = 64 << 10  # bytes of one write: a full transport holds little more than it wanted
+LINES = 16 << 10  # of one flush at most, about: some dialects say more of each than it has bytes
+EVENT = 32  # bytes that a Line weighs besides its text: who joins and leaves says something, too
 
 
 @define(eq=False, repr=False)
@@ -21,7 +23,8 @@ class Following:
     """A place in the log of a dialect.
 
     last: the place where it ends, once that is known. late: since when it has been too far
-    behind, on the ring's clock; moved: when it last took something since then.
+    behind, on the ring's clock; moved: when it last took something since then. woven: up to
+    there its seat's script has it.
     """
 
     seat: Seat
@@ -33,6 +36,7 @@ class Following:
     last: int | None = field(default=None, init=False)
     late: float | None = field(default=None, init=False)
     moved: float = field(default=0.0, init=False)
+    woven: int = field(default=0, init=False)
 
     @property
     def end(self) -> int:
@@ -43,6 +47,11 @@ class Following:
     def lag(self) -> int:
         """Bytes it lacks, beyond what its transport holds."""
         return self.end - self.at
+
+    @property
+    def keeps(self) -> int:
+        """Bytes the log keeps for it: more than it lacks, once it has left."""
+        return self.dialect.end - self.at
 
 
 @define(eq=False, repr=False)
@@ -97,20 +106,26 @@ class Dialect:
 class Room:
     """Who follows, what was said since the last flush, and who says too much.
 
-    brim: bytes said from which on the next flush is urgent. held: somebody cannot keep up; who
-    says much is not read until all have caught up.
+    brim: how much may be said until the next flush is urgent. held: somebody cannot keep up; who
+    says much is not read until all have caught up. Sizes: bytes of text, and EVENT for each Line.
     """
 
     name: str
     dialects: dict[Render, Dialect] = field(factory=dict, init=False)
     lines: list[Line] = field(factory=list, init=False)
-    size: int = field(default=0, init=False)  # bytes in `lines`
+    size: int = field(default=0, init=False)  # of `lines`
+    count: int = field(default=0, init=False)  # single lines in them
     brim: int = field(default=256 << 10, init=False)
     held: bool = field(default=False, init=False)
     spoken: dict[Seat, int] = field(factory=dict, init=False)  # bytes, while it is held or brimful
 
     def __len__(self) -> int:
         return sum([len(dialect.members) for dialect in self.dialects.values()])
+
+    @property
+    def brimful(self) -> bool:
+        """The next flush is urgent."""
+        return self.size > self.brim or self.count > LINES
 
     def dialect(self, render: Render) -> Dialect:
         found = self.dialects.get(render)
@@ -119,14 +134,15 @@ class Room:
         return found
 
     def say(self, lines: Sequence[Line]) -> int:
-        """The bytes they are."""
+        """Their size."""
         self.lines += lines
-        size = sum([len(line.text) for line in lines])
+        size = sum([len(line.text) + EVENT for line in lines])
         self.size += size
+        self.count += sum([line.text.count(b"\n") + 1 for line in lines])
         return size
 
     def gather(self, cuts: Iterable[int], at: float) -> dict[Dialect, dict[int, int]]:
         """Put what was said into the logs; tell the places of `cuts`, indexes into the lines."""
-        lines, self.lines, self.size = self.lines, [], 0
+        lines, self.lines, self.size, self.count = self.lines, [], 0, 0
         ordered = sorted({0, len(lines), *cuts})
         return {dialect: dialect.add(lines, ordered, at) for dialect in self.dialects.values()}

@@ -67,6 +67,8 @@ class Names:
 
     def tell(self, name: str, line: Line) -> Deferred[Sighting | None]:
         who = self._bearers.get(folded(name))
-        if who is not None:
-            who.told(line)
-        return self.find(name)
+        if who is None:
+            return succeed(None)
+        behind = who.told(line)
+        seen = self._seen.get(who)  # it may be gone because of that
+        return succeed(evolve(seen, behind=True) if behind and seen else seen)
