@@ -189,6 +189,9 @@ def _named(file: str, caller: Caller) -> Iterator[str]:
         return
     for above, below, here in os.walk(file, onerror=unreadable):
         below.sort()
+        for name in below:
+            if os.path.islink(path := os.path.join(above, name)):
+                caller.note(f"Skipped {printable(path)}: a link to a folder")
         for name in sorted(here):
             path = os.path.join(above, name)
             if os.path.isfile(path):

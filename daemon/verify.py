@@ -29,6 +29,7 @@ from daemon.stores.landing.manifest import SUFFIX, SUMS, Manifest, Piece
 
 EX_NOINPUT = 66
 CHUNK = 1 << 20  # bytes read at once
+WRITTEN = 0.1  # seconds within which the daemon has written the manifest of a small stream
 Advance = Callable[[int], object]
 
 
@@ -124,7 +125,8 @@ def look(folder: Path) -> Found:
     for name in sorted(ages):
         if name.endswith(SUFFIX):
             try:
-                manifests[name] = Manifest.from_json((folder / name).read_bytes())
+                young = since is not None and ages[name] >= since
+                manifests[name] = _manifest(folder / name, again=young)
             except FileNotFoundError:  # its series was deleted meanwhile
                 del ages[name]
             except OSError as error:
@@ -132,6 +134,17 @@ def look(folder: Path) -> Found:
             except (ValueError, OverflowError) as error:
                 unread.append(Problem(name, str(error)))
     return Found(folder, ages, manifests, tuple(unread), since)
+
+
+def _manifest(path: Path, again: bool) -> Manifest:
+    """again: the running daemon may have begun it at this moment. Raises what reading it does."""
+    try:
+        return Manifest.from_json(path.read_bytes())
+    except (ValueError, OverflowError):
+        if not again:
+            raise
+    time.sleep(WRITTEN)
+    return _manifest(path, again=False)
 
 
 def serving_since(folder: Path) -> float | None:

@@ -143,9 +143,10 @@ class Ingest(Connection):
         if not self.options.idle_timeout or self._held or self._broken is not None:
             return
         self._still += 1
-        if self._lent and self._size != self._seen:  # a thread heard of it
-            self._seen, self._still = self._size, 0
-        elif not self._lent or self._still > self.live.BEATS:
+        intake = self._intake if self._lent else None
+        if intake is not None and (intake.size != self._seen or not intake.starved):
+            self._seen, self._still = intake.size, 0  # a thread heard of it, or did not listen yet
+        elif intake is None or self._still > self.live.BEATS:
             self._stop("silent", "idle")
 
     def drain(self, grace: float) -> None:
@@ -192,7 +193,9 @@ class Ingest(Connection):
         self._broken = why
         if self.ended or not self.options.receipt:
             self._enough()
-        elif self._deadline is None:
+            return
+        super().resumeProducing()  # one that became too long may have been held back
+        if self._deadline is None:
             self._deadline = self.live.clock.callLater(DROP, self._enough)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:

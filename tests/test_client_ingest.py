@@ -283,11 +283,13 @@ class ManyTests(ClientCase):
     def test_what_is_no_file_in_a_folder_is_left_out_and_named(self) -> None:
         os.mkfifo(self.tree / "pipe")
         (self.tree / "gone").symlink_to(self.tree / "nowhere")
+        (self.tree / "way").symlink_to(self.tree / "b")
         server = Server((honest,) * 3)
         ended = self.call(server, "ingest", self.tree)
         assert (ended.status, len(server.over())) == (0, 3)
         for name in ("gone", "pipe"):
             assert f"Skipped {self.tree / name}: not a regular file\n" in ended.err
+        assert f"Skipped {self.tree / 'way'}: a link to a folder\n" in ended.err
 
     def test_a_folder_without_files_or_that_cannot_be_read_is_a_failure(self) -> None:
         with TemporaryDirectory() as empty:

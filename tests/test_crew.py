@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -179,6 +180,25 @@ class IntakeTests(SynchronousTestCase):
         why = self.failureResultOf(intake.commit(), StoreError).value
         assert why.stored == 7
         assert self.crew.tasks == []
+
+    def test_its_end_is_told_once_however_it_came(self) -> None:
+        cases: list[tuple[dict[str, Exception], Any]] = [
+            ({}, QueuedIntake.commit),
+            ({"commit": FULL}, QueuedIntake.commit),
+            ({"write": FULL}, lambda intake: None),
+            ({}, QueuedIntake.abort),
+        ]
+        for fails, act in cases:
+            ended: list[bool] = []
+            intake = self.intake(**fails)
+            intake.ended = partial(ended.append, True)
+            intake.write(b"a")
+            kept = act(intake)
+            assert ended == []
+            self.crew.does_all()
+            assert ended == [True]
+            if kept is not None:
+                kept.addErrback(lambda failure: failure.trap(StoreError))
 
     def test_a_salvage_that_fails_too_has_kept_nothing(self) -> None:
         intake = self.intake(write=FULL, fail=FULL)

@@ -152,6 +152,13 @@ class FileTests(FolderCase):
         files.begin_write_back(descriptor, 4096, 4096)
         assert (self.folder / "a").read_bytes() == bytes(8192)
 
+    def test_forgetting_the_pages_of_a_file_forgets_none_of_its_bytes(self) -> None:
+        descriptor = files.open_new(str(self.folder / "a"))
+        self.addCleanup(os.close, descriptor)
+        files.write_all(descriptor, bytes(8192))
+        files.forget_pages(descriptor)
+        assert (self.folder / "a").read_bytes() == bytes(8192)
+
     def test_errors_are_plain_words_without_path_or_number(self) -> None:
         for code, words in (
             (errno.ENOSPC, "disk full"),

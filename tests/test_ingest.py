@@ -24,7 +24,7 @@ from daemon.stores import files
 from daemon.stores.crew import Crew
 from daemon.stores.landing import Landing
 from protocols import ingest
-from protocols.ingest import DROP, SPEC, Ingest, Options
+from protocols.ingest import DROP, LENT, SPEC, Ingest, Options
 from protocols.options import KIND
 from protocols.spec import Context
 from protocols.stores import Receipt, Series, Source, StoreError, Stores
@@ -42,6 +42,7 @@ class MemoryIntake:
     asked: Deferred[Receipt] | None = None
     outcome: str = ""
     lendable: bool = False
+    starved: bool = True
     lent: int | None = -1  # the most it may read; -1: nothing was lent
 
     @property
@@ -276,6 +277,18 @@ class BrokenTests(IngestCase):
         ana.says(b"more")
         self.is_gone(ana, "failed")
 
+    def test_one_too_long_is_read_on_and_dropped_also_where_the_disk_was_behind(self) -> None:
+        ana = self.peer(b"abc", max_stream=5)
+        self.intake.source.pauseProducing()
+        ana.connection.dataReceived(b"defgh")
+        self.intake.source.resumeProducing()
+        assert self.intake.stream == b"abcde"
+        self.keeps(ana)
+        ana.says(b"more")
+        ana.ends()
+        assert ana.heard == b"ERR stream too long stored=5\n"
+        self.is_gone(ana, "overlong")
+
     def test_a_commit_that_fails_is_an_error_with_what_is_kept(self) -> None:
         ana = self.peer(b"abcdef")
         ana.ends()
@@ -330,6 +343,18 @@ class SilentTests(IngestCase):
         assert self.intake.asked is None
         ana.waits(1)
         assert self.intake.asked is not None
+
+    def test_a_peer_that_no_thread_has_come_to_is_not_silent(self) -> None:
+        ana = self.peer(b"abc", idle_timeout=4)
+        self.intake.lendable, self.intake.starved = True, False
+        ana.says(bytes(LENT))
+        for _ in range(20):
+            ana.waits(1)
+        assert self.intake.asked is None
+        self.intake.starved = True
+        for _ in range(5):
+            ana.waits(1)
+        assert self.intake.outcome == "silent"
 
     def test_the_disk_does_not_make_us_read_on_after_we_ended_a_stream(self) -> None:
         ana = self.peer(b"abc", idle_timeout=4)

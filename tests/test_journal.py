@@ -5,23 +5,27 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, DeferredList, gatherResults
 from twisted.internet.task import deferLater
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from daemon.stores import files
 from daemon.stores.crew import Crew
-from daemon.stores.landing.ground import Ground
+from daemon.stores.landing import journal as journal_module
+from daemon.stores.landing.ground import Ground, Place
 from daemon.stores.landing.journal import (
     NAME,
     Journal,
@@ -123,6 +127,22 @@ class JournalTests(FolderCase, TestCase):
         await self.land(*[b"x"] * 500)
         assert len(syncs) < 50
 
+    async def test_no_more_is_taken_together_than_memory_has_room_for(self) -> None:
+        self.patch(Journal, "HEAVY", 1000)
+        groups: list[int] = []
+        make = journal_module._make
+
+        def counted(group: Sequence[Small], place: Place) -> None:
+            groups.append(len(group))
+            make(group, place)
+
+        self.patch(journal_module, "_make", counted)
+        await self.land(*[bytes(100)] * 40)
+        assert max(groups) == 2
+        groups.clear()
+        await self.land(*[bytes(100)] * 40, series=Series("data", 10))
+        assert max(groups) == 1, "ten parts weigh more than one"
+
     async def test_tiny_parts_cost_no_sync_each(self) -> None:
         syncs: list[int] = []
         self.patch(files, "sync_data", syncs.append)
@@ -222,6 +242,114 @@ class JournalTests(FolderCase, TestCase):
         assert [m.size for m in self.manifests()] != []
         assert first in self.journals(), "the next start looks at it"
 
+    async def test_a_disk_that_stays_full_is_waited_for_once_and_not_once_a_group(self) -> None:
+        self.patch(Journal, "RETRY", 0.01)
+        self.patch(Journal, "PATIENCE", 0.3)
+        self.patch(Journal, "GROUP", 1)
+        self.break_sync(errno.ENOSPC, times=1_000_000)
+        began = time.monotonic()
+        streams = [self.journal.add(small(b"%d" % number)) for number in range(5)]
+        ends: Any = await DeferredList(streams, consumeErrors=True)
+        assert [kept for kept, _ in ends] == [False] * 5
+        assert time.monotonic() - began < 1.0
+
+    async def test_what_comes_together_takes_no_more_than_the_quota_leaves(self) -> None:
+        self.patch(Journal, "RETRY", 0.01)
+        self.patch(Journal, "PATIENCE", 0.05)
+        series = Series("data", 1 << 20, quota=100_000)
+        streams = [self.journal.add(small(bytes(30_000), series)) for _ in range(6)]
+        ends: Any = await DeferredList(streams, consumeErrors=True)
+        assert 1 <= sum(kept for kept, _ in ends) <= 3
+        assert {str(why.value) for kept, why in ends if not kept} == {"disk quota used up"}
+        assert sum(map(len, self.contents())) <= 100_000
+
+    async def test_a_record_that_cannot_be_cut_off_is_the_last_of_its_journal(self) -> None:
+        self.patch(Journal, "RETRY", 0.01)
+        self.patch(Journal, "REST", 60.0)
+        await self.land(b"before")
+        write_all, full = files.write_all, [True]
+
+        def torn(descriptor: int, data: bytes) -> None:
+            if NAME in os.readlink(f"/proc/self/fd/{descriptor}") and full:
+                full.clear()
+                write_all(descriptor, data[:20])
+                raise OSError(errno.ENOSPC, "no space left")
+            write_all(descriptor, data)
+
+        def refuse(descriptor: int, size: int) -> None:
+            raise OSError(errno.ENOSPC, "no space left")
+
+        self.patch(files, "write_all", torn)
+        self.patch(os, "ftruncate", refuse)
+        await self.land(b"torn")
+        await self.land(b"after")
+        assert self.journalled() == {b"before", b"torn", b"after"}
+
+    async def test_what_has_no_files_is_not_in_the_journal_either(self) -> None:
+        self.patch(Journal, "RETRY", 0.01)
+        make, left = journal_module._make, [3]
+
+        def refuse(group: Sequence[Small], place: Place) -> None:
+            if left[0]:
+                left[0] -= 1
+                raise OSError(errno.EMFILE, "too many open files")
+            make(group, place)
+
+        self.patch(journal_module, "_make", refuse)
+        await self.land(b"kept")
+        assert left == [0]
+        assert len(list(records(self.journals()[0].read_bytes()))) == 1
+
+    async def test_what_cannot_be_synced_as_files_stays_in_the_journal(self) -> None:
+        self.patch(Journal, "RETRY", 0.01)
+        self.patch(files, "syncs_at_once", lambda folder: False)
+        sync, broken = files.sync_data, [True]
+
+        def sync_data(descriptor: int) -> None:
+            if os.readlink(f"/proc/self/fd/{descriptor}").endswith(".bin") and broken:
+                broken.clear()
+                raise OSError(errno.EIO, "no such sector")
+            sync(descriptor)
+
+        self.patch(files, "sync_data", sync_data)
+        await self.land(b"kept")
+        await self.until(lambda: not broken)
+        await self.land(b"next")
+        await self.until(lambda: self.told and self.journalled() == {b"kept"})
+        assert len(self.told) == 1, "a second sync would have seemed to succeed"
+
+    async def test_a_folder_that_is_gone_is_no_lasting_trouble(self) -> None:
+        self.patch(Journal, "RETRY", 0.01)
+        await self.land(b"gone")
+        shutil.rmtree(self.folder)
+        await self.until(lambda: self.crew.trouble.count)
+        await deferLater(reactor, 0.1)
+        assert self.crew.trouble.count == 1
+        (receipt,) = await self.land(b"new")
+        assert receipt.size == 3
+        assert self.contents() == [b"new"]
+
+    async def test_a_mistake_of_ours_fails_a_stream_and_not_those_after_it(self) -> None:
+        name, odd = Ground.name, [True]
+
+        def stumble(ground: Ground, prefix: str, at: float) -> str:
+            if odd:
+                odd.clear()
+                raise ZeroDivisionError
+            return name(ground, prefix, at)
+
+        self.patch(Ground, "name", stumble)
+        failed = self.journal.add(small(b"odd"))
+        with pytest.raises(StoreError, match="storage failed"):
+            await failed
+        assert len(self.flushLoggedErrors(ZeroDivisionError)) == 1
+        (receipt,) = await self.land(b"next")
+        assert receipt.size == 4
+
+    def journalled(self) -> set[bytes]:
+        """The streams that the next start would find."""
+        return {data for path in self.journals() for _, data, _ in records(path.read_bytes())}
+
     def break_sync(self, code: int, times: int) -> None:
         sync = files.sync_data
         left = [times]
@@ -288,6 +416,22 @@ class ReplayTests(FolderCase, SynchronousTestCase):
         self.replay()
         assert self.contents() == [b"whole"]
 
+    def test_a_file_that_only_memory_shows_whole_is_made_again(self) -> None:
+        _, journal = self.journal(b"whole")
+        self.left(journal)
+        self.replay()
+
+        def forget(descriptor: int) -> None:
+            """The drive has never had it."""
+            path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+            if path.suffix == ".bin":
+                path.write_bytes(bytes(5))
+
+        self.patch(files, "forget_pages", forget)
+        self.left(journal)
+        self.replay()
+        assert self.contents() == [b"whole"]
+
     def test_sums_that_a_power_cut_took_are_made_again(self) -> None:
         _, journal = self.journal(b"whole")
         self.left(journal)
@@ -308,6 +452,16 @@ class ReplayTests(FolderCase, SynchronousTestCase):
                 assert self.replay() == whole
             assert "not whole and were cut" in formatEvent(events[0])
             assert self.journals() == []
+
+    def test_a_journal_that_cannot_be_read_is_said_and_keeps_no_other_from_being_done(self) -> None:
+        _, journal = self.journal(b"whole")
+        (self.folder / f"{NAME}-0").mkdir()
+        self.left(journal)
+        with capturedLogs() as events:
+            assert self.replay() == 1
+        assert f"{NAME}-0" in formatEvent(events[0])
+        assert self.contents() == [b"whole"]
+        assert [path.name for path in self.journals()] == [f"{NAME}-0"]
 
     def test_a_start_without_a_journal_does_nothing(self) -> None:
         assert self.replay() == 0

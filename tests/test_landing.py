@@ -9,12 +9,15 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,11 +31,12 @@ from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 
 from daemon.stores import files
-from daemon.stores.crew import Crew
-from daemon.stores.landing import Landed, Landing, series
+from daemon.stores.completed import Completed
+from daemon.stores.crew import KIT, Crew, Lent
+from daemon.stores.landing import Landed, Landing, recovery, series
 from daemon.stores.landing.ground import Ground
 from daemon.stores.landing.manifest import Manifest, Piece
-from daemon.stores.landing.recovery import adopt, listed
+from daemon.stores.landing.recovery import adopt, finish, listed
 from daemon.stores.landing.series import Parts
 from protocols.stores import Receipt, Series, StoreError
 
@@ -76,7 +80,7 @@ class LandingCase(SynchronousTestCase):
     def contents(self, suffix: str = ".bin") -> list[bytes]:
         return [(self.folder / name).read_bytes() for name in self.names() if name.endswith(suffix)]
 
-    def break_sync(self, *broken: int) -> None:
+    def break_sync(self, *broken: int, code: int = errno.EIO) -> None:
         """The nth fdatasync fails, for each n of `broken` (counted from 1)."""
         sync, count = files.sync_data, 0
 
@@ -84,7 +88,7 @@ class LandingCase(SynchronousTestCase):
             nonlocal count
             count += 1
             if count in broken:
-                raise OSError(errno.EIO, "no such sector")
+                raise OSError(code, "no such sector")
             sync(descriptor)
 
         self.patch(files, "sync_data", sync_data)
@@ -389,6 +393,25 @@ class FaultTests(LandingCase):
         self.patch(os, "fsync", lambda descriptor: None)  # a second one would seem to succeed
         assert parts.fail() == 0
 
+    def test_names_whose_error_was_told_to_another_stream_count_for_nothing(self) -> None:
+        ground = Ground(self.folder)
+        parts, other = (self.on(ground, Series("data", 10)) for _ in range(2))
+        parts.write([b"abc"])
+        other.write([b"def"])
+        fsync = os.fsync
+
+        def told_elsewhere(descriptor: int) -> None:
+            self.break_folder_sync()
+            with pytest.raises(OSError, match="no such sector"):
+                other.commit()
+            self.patch(os, "fsync", fsync)
+
+        self.patch(os, "fsync", told_elsewhere)
+        with pytest.raises(OSError, match="could not be synced"):
+            parts.commit()
+        assert parts.fail() == 0
+        assert other.fail() == 0
+
     def test_a_folder_sync_that_fails_after_another_error_counts_for_nothing(self) -> None:
         parts = self.parts()
         self.break_write(room=12)
@@ -453,6 +476,83 @@ class FaultTests(LandingCase):
         assert parts.fail() == 0
         assert self.contents(".partial") == [b""]
 
+    def test_a_sync_that_found_no_room_is_no_receipt_however_often_it_is_tried(self) -> None:
+        parts = self.parts()
+        self.break_sync(1, code=errno.ENOSPC)
+        with pytest.raises(OSError, match="no such sector"):
+            parts.write([b"1" * 10 + b"2" * 5])
+        for again in (lambda: parts.write([]), parts.commit, parts.commit):
+            with pytest.raises(OSError, match="no such sector"):
+                again()
+        assert parts.fail() == 5
+        assert self.contents() == [b"2" * 5]
+        assert self.contents(".bin.damaged") == [b"1" * 10]
+
+    def test_what_was_written_before_a_sync_failed_is_not_written_again(self) -> None:
+        self.patch(files, "syncs_at_once", lambda folder: False)
+        parts, stream = self.parts(limit=1), bytes(range(3 * series.MANY))
+        self.break_sync(5, code=errno.ENOSPC)
+        for chunks in ([stream], [], []):
+            with pytest.raises(OSError, match="no such sector"):
+                parts.write(chunks)
+        assert parts.fail() == len(stream) - 1
+        assert b"".join(self.contents()) == stream[:4] + stream[5:]
+
+    def test_several_parts_that_fail_cost_no_other(self) -> None:
+        parts = self.parts()
+        self.break_sync(2, 3)
+        with pytest.raises(OSError, match="no such sector"):
+            parts.write([b"0" * 10 + b"1" * 10 + b"2" * 5])
+        assert parts.fail() == 10
+        assert self.contents() == [b"0" * 10]
+        assert [(one.size, one.outcome) for one in self.manifests()] == [(10, "failed")]
+
+    def test_a_part_that_cannot_be_closed_for_its_age_costs_no_byte(self) -> None:
+        now = [NOON]
+        parts = self.on(Ground(self.folder, lambda: now[0]), Series("data", 100, rotate=5.0))
+        parts.resting = True
+        parts.write([b"first"])
+        now[0] += 10
+        opens = os.open
+
+        def refuse(path: Any, *how: Any, **where: Any) -> int:
+            raise OSError(errno.EMFILE, "too many open files")
+
+        self.patch(os, "open", refuse)
+        with pytest.raises(OSError, match="too many open files"):
+            parts.write([b"second"])
+        self.patch(os, "open", opens)
+        parts.write([b"third"])
+        assert parts.commit().size == 16
+        assert self.contents() == [b"first", b"secondthird"]
+
+    def test_a_mistake_of_ours_leaves_nothing_in_the_pipe_for_another_stream(self) -> None:
+        if not series.SPLICES:
+            raise SkipTest("there is no splice here")
+        ours, theirs = socket.socketpair()
+        self.addCleanup(KIT.close)
+
+        def stumble(*about: object) -> None:
+            raise ZeroDivisionError
+
+        self.patch(Parts, "_took", stumble)
+        parts = self.parts(checksum=False)
+        lent: Any = Lent(SimpleNamespace(socket=ours), None)  # type: ignore[arg-type]
+        with ours, theirs:
+            theirs.send(bytes(100))
+            with pytest.raises(ZeroDivisionError):
+                parts.pull(lent, 1000)
+        with pytest.raises(BlockingIOError):
+            os.read(KIT.pipe()[0], 100)
+        parts.fail()
+
+    def test_bytes_that_came_by_write_are_not_kept_for_their_hash(self) -> None:
+        self.patch(series, "BESIDE", 1)
+        parts = self.parts(limit=1 << 20)
+        parts.write([bytes(100)] * 10)
+        assert parts.commit().size == 1000
+        assert not any(works for _, works in KIT.blocks)
+
 
 class RecoveryTests(LandingCase):
     def left(self, number: int, content: bytes, suffix: str = ".partial") -> str:
@@ -505,9 +605,22 @@ class RecoveryTests(LandingCase):
         assert self.contents(".damaged") == [b"2"]
         assert self.adopt() == (0, 0)
 
+    def test_a_stop_does_not_wait_until_all_that_a_crash_left_is_read(self) -> None:
+        name = self.left(1, b"abc", suffix="")
+        stem = name.partition("_parte_")[0]
+        ground = Ground(self.folder)
+        self.addCleanup(ground.close)
+        self.patch(recovery, "_BLOCK", 1)
+        going = iter([True, True, False])
+        assert not finish(stem, [name], ground, lambda: next(going))
+        assert self.manifests() == []
+        assert finish(stem, [name], ground)
+        assert [one.size for one in self.manifests()] == [3]
+
     def test_what_is_not_ours_or_is_damaged_is_left_alone(self) -> None:
         self.left(1, b"x", suffix=".damaged")
         (self.folder / "somebody.partial").touch()
+        (self.folder / os.fsdecode(b"\xff_parte_000001.bin.partial")).touch()
         (self.folder / "data_parte_000001.bin.partial").mkdir()
         (self.folder / "link_parte_000001.bin.partial").symlink_to("nowhere")
         before = self.names()
@@ -635,6 +748,32 @@ class WholeTests(LandingTests):
             assert failed.value.stored == 0
         assert self.contents() == []
 
+    async def test_a_stream_that_breaks_is_forgotten_and_what_is_kept_of_it_announced(self) -> None:
+        landing = await self.start()
+        announced: list[Path] = []
+        self.patch(Completed, "add", lambda _, manifest: announced.append(manifest))
+        sync, synced = files.sync_data, count(1)
+
+        def sync_data(descriptor: int) -> None:
+            if next(synced) == 2:
+                raise OSError(errno.EIO, "no such sector")
+            sync(descriptor)
+
+        self.patch(files, "sync_data", sync_data)
+        feeder = Feeder()
+        intake = landing.open(Series("data", 100_000), feeder)
+        intake.write(bytes(250_000))
+        for _ in range(300):
+            await deferLater(reactor, 0.01)
+            intake.write(bytes(10))  # a turn hears of the one before
+            if feeder.why is not None:
+                break
+        assert feeder.why is not None
+        assert feeder.why.stored > 100_000
+        assert not landing._open
+        assert announced == list(self.folder.glob("*.json"))
+        assert [one.outcome for one in self.manifests()] == ["failed"]
+
     async def test_a_stream_that_rests_is_in_its_part_and_holds_no_descriptor(self) -> None:
         self.patch(Landing, "BEAT", 0.02)
         landing = await self.start()
@@ -661,6 +800,15 @@ class WholeTests(LandingTests):
         for intake in intakes:
             assert (await self.kept(intake)).size == 30
         assert landing.held == 0
+
+    async def test_a_stream_of_tiny_pieces_costs_about_its_bytes(self) -> None:
+        landing = await self.start()
+        intake = landing.open(Series("data", 1 << 20), Feeder())
+        for number in range(10_000):
+            intake.write(b"%02d" % (number % 100))
+        assert sum(map(sys.getsizeof, intake._chunks)) < 25_000
+        assert (await self.kept(intake)).size == 20_000
+        assert self.contents() == [b"".join(b"%02d" % n for n in range(100)) * 100]
 
     async def test_an_aborted_stream_leaves_nothing_small_or_large(self) -> None:
         landing = await self.start()
@@ -748,6 +896,26 @@ class StartTests(LandingTests):
         assert [(one.series, one.outcome) for one in self.manifests()] == [(name, "crash")]
         assert self.contents() == [b"one"]
 
+    async def test_what_the_manifest_of_a_cut_series_proves_is_durable_before_it(self) -> None:
+        name = "data_20260101000000_abcdefgh"
+        (self.folder / f"{name}_parte_000001.bin").write_bytes(b"one")
+        (self.folder / ".journal-1234").write_bytes(b"")
+        synced: list[str] = []
+        sync = files.sync_data
+
+        def sync_data(descriptor: int) -> None:
+            synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+            sync(descriptor)
+
+        self.patch(files, "syncs_at_once", lambda folder: False)
+        self.patch(files, "sync_data", sync_data)
+        await self.start()
+        assert synced == [
+            f"{name}_parte_000001.bin",
+            f"{name}.sha256.partial",
+            f"{name}.json.partial",
+        ]
+
     async def test_a_series_that_has_its_manifest_is_left_alone(self) -> None:
         landing = await self.start()
         intake = landing.open(Series("data", 1 << 20), Feeder())
@@ -825,6 +993,19 @@ class RoomTests(LandingCase):
         assert len(self.manifests_of_ours()) == 3
         assert (self.folder / "somebody.json").exists()
         assert len(list(self.folder.glob("*.sha256"))) == 3
+
+    def test_room_is_made_with_all_that_belongs_to_a_series_and_past_what_does_not(self) -> None:
+        ground = Ground(self.folder)
+        self.land(self.on(ground, self.series()), bytes(30_000))
+        (oldest,) = self.manifests_of_ours()
+        for mark in (".pending", ".failed"):
+            oldest.with_suffix(mark).touch()
+        (self.folder / "somebody.json").mkdir()
+        os.utime(self.folder / "somebody.json", (0, 0))
+        self.land(self.on(ground, self.series(quota=50_000, oldest=True)), bytes(30_000))
+        (left,) = self.manifests_of_ours()
+        assert left != oldest
+        assert not list(self.folder.glob(f"{oldest.stem}*"))
 
     def manifests_of_ours(self) -> list[Path]:
         return list(self.folder.glob("data_*.json"))

@@ -10,6 +10,7 @@ import time
 from concurrent.futures import Future
 from contextlib import suppress as unless
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from attrs import define, field
@@ -163,9 +164,11 @@ class LentStreams:
     async def test_a_commit_recalls_the_socket_with_what_the_peer_has_sent(self, net: Net) -> None:
         streamed, peer = await self.begin(net)
         await net.until(lambda: parked(streamed))
+        assert streamed.intake.starved
         streamed.transport.pauseProducing()
         peer.send(b"the last")
         assert await streamed.intake.commit() == b"LENDthe last"
+        assert not streamed.intake.starved
         assert streamed.events == ["made", "data", "returned"]
         peer.send(b"too late")
         await net.a_while()
@@ -278,6 +281,25 @@ class LentStreams:
         await self.stop()
 
     @driven
+    async def test_the_first_that_is_lent_needs_no_descriptor_but_its_own(self, net: Net) -> None:
+        crew = Crew(net.reactor)
+        crew.startService()
+        streamed, peer = await net.pair(Streamed)
+        streamed.intake = QueuedIntake(Keeper(), streamed, crew)
+        none_left = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        with patch("os.pipe", side_effect=none_left), patch("os.dup", side_effect=none_left):
+            assert not streamed.intake.lend(streamed.transport), "it is written instead"
+        with patch("os.pipe", side_effect=none_left):
+            assert streamed.intake.lend(streamed.transport)
+        peer.send(b"lent")
+        await net.until(lambda: streamed.intake.size == 4)
+        assert streamed.got == b""
+        peer.resets()
+        await net.until(lambda: streamed.reason)
+        assert await streamed.intake.commit() == b"lent"
+        await crew.stopService()
+
+    @driven
     async def test_a_step_can_wait_for_room_to_write(self, net: Net) -> None:
         crew = Crew(net.reactor)
         crew.startService()
@@ -300,6 +322,30 @@ class LentStreams:
             got += len(theirs.recv(1 << 20))
             await net.a_while(0)
         assert await errand.done == BIG
+        ours.close()
+        theirs.close()
+        await crew.stopService()
+
+    @driven
+    async def test_a_socket_that_cannot_be_watched_ends_its_errand_and_no_thread(
+        self, net: Net
+    ) -> None:
+        crew = Crew(net.reactor)
+        crew.startService()
+        ours, theirs = socket.socketpair()
+        over: list[bool] = []
+
+        def step() -> Pause | str:
+            return "over" if over else Pause.READABLE
+
+        first = crew.pursue(step, ours.fileno())
+        await net.until(lambda: first.parked)
+        for _ in range(2 * Crew.SIZE):
+            with pytest.raises(KeyError, match="already registered"):
+                await crew.pursue(step, ours.fileno()).done
+        over.append(True)
+        theirs.send(b"x")
+        assert await first.done == "over"
         ours.close()
         theirs.close()
         await crew.stopService()
@@ -339,7 +385,7 @@ class KitTests(OnOurs):
             work: Future[None] = Future()
             KIT.hold(work)
             threading.Timer(0.05, finish, [work]).start()
-            for _ in range(3):
+            for _ in range(2):
                 assert KIT.block() is not first
             assert KIT.block() is first
             seen.append("again")

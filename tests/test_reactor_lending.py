@@ -10,19 +10,19 @@ import pytest
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 
 from daemon.reactor.lending import Loan, NotLendable, lend
-from tests.reactors import BIG, Halves, Net, OnOurs, OnTwisted, Pushed, driven
+from tests.reactors import BIG, PATIENCE, Halves, Net, OnOurs, OnTwisted, Pushed, driven
 
 
 class Lender(Halves):
     """Lends its socket when it hears LEND."""
 
     loan: Loan | None = None
-    blocking = True
 
     def dataReceived(self, data: bytes) -> None:
         super().dataReceived(data)
         if data.endswith(b"LEND"):
-            self.loan = lend(self.transport, self.blocking)
+            self.loan = lend(self.transport)
+            self.loan.socket.settimeout(PATIENCE)
 
 
 class Lending:
@@ -49,22 +49,16 @@ class Lending:
         assert lender.got == b"".join(b"%d LEND thread, more" % turn for turn in range(3))
 
     @driven
-    async def test_a_thread_waits_for_bytes_or_does_not_as_asked(self, net: Net) -> None:
-        for blocking in (True, False):
-            lender, peer = await net.pair(Lender)
-            lender.blocking = blocking
-            peer.send(b"LEND")
-            await net.until(lambda n=lender: n.loan)
-            assert not os.get_blocking(lender.transport.fileno()), "the reactor's never blocks"
-            if blocking:
-                reading = net.in_thread(lambda n=lender: n.loan.socket.recv(10))
-                await net.a_while()
-                peer.send(b"late")
-                assert await reading == b"late"
-            else:
-                with pytest.raises(BlockingIOError):
-                    lender.loan.socket.recv(10)
-            lender.loan.give_back()
+    async def test_a_thread_that_finds_nothing_is_told_so(self, net: Net) -> None:
+        for family in (socket.AF_INET, socket.AF_UNIX):
+            watch, peer = await net.pair(Halves, family=family)
+            loan = lend(watch.transport)
+            assert not os.get_blocking(watch.transport.fileno()), "the reactor's never blocks"
+            with pytest.raises(BlockingIOError):
+                loan.socket.recv(10)
+            loan.give_back()
+            peer.send(b"late")
+            await net.until(lambda w=watch: w.got == b"late")
 
     @driven
     async def test_the_end_a_thread_saw_is_told_once_it_is_back(self, net: Net) -> None:
@@ -201,30 +195,13 @@ class Lending:
     @driven
     async def test_lent_in_connectionMade_the_first_byte_is_the_threads(self, net: Net) -> None:
         loans: list[Loan] = []
-        watch, peer = await net.pair(Halves, lambda w: loans.append(lend(w.transport, True)))
+        watch, peer = await net.pair(Halves, lambda w: loans.append(lend(w.transport)))
+        loans[0].socket.settimeout(PATIENCE)
         peer.send(b"first")
         assert await net.in_thread(lambda: loans[0].socket.recv(10)) == b"first"
         loans[0].give_back()
         peer.send(b"second")
         await net.until(lambda: watch.got == b"second")
-
-    @driven
-    async def test_an_interrupt_ends_the_reading_of_the_thread(self, net: Net) -> None:
-        for family in (socket.AF_INET, socket.AF_UNIX):
-            lender, peer = await net.pair(Lender, family=family)
-            peer.send(b"LEND")
-            await net.until(lambda n=lender: n.loan)
-            reading = net.in_thread(lambda n=lender: n.loan.socket.recv(10))
-            await net.a_while()
-            lender.loan.interrupt()
-            assert await reading == b""
-            lender.transport.write(b"ERR stopping")
-            lender.loan.give_back()
-            lender.loan.interrupt()
-            await net.until(lambda n=lender: "read lost" in n.events)
-            lender.transport.loseConnection()
-            await net.until(lambda p=peer: p.fin)
-            assert peer.heard == b"ERR stopping"
 
     @driven
     async def test_only_a_plain_socket_that_is_open_and_here_can_be_lent(self, net: Net) -> None:

@@ -182,6 +182,24 @@ class RunningDaemonTests(VerifyCase):
         assert proof.problems == ()
         assert proof.in_progress == ("b_parte_000001.bin", "b_parte_000002.bin.partial")
 
+    def test_a_manifest_that_is_being_written_is_read_again(self) -> None:
+        self.serve(since=time.time() - 1)
+        path = self.folder / "a.json"
+        manifest = self.land("a", b"1").to_json()
+        path.write_bytes(manifest[:10])
+        waits: list[float] = []
+
+        def goes_on(seconds: float) -> None:
+            waits.append(seconds)
+            path.write_bytes(manifest)
+
+        self.patch(time, "sleep", goes_on)
+        assert self.problems() == []
+        assert len(waits) == 1
+        path.write_bytes(b"{}")
+        self.patch(time, "sleep", waits.append)
+        assert self.problems() == ["a.json: no manifest: 'parts' is missing"]
+
     def test_what_is_older_than_the_running_daemon_or_damaged_is_a_fault_all_the_same(self) -> None:
         (self.folder / "b_parte_000001.bin").touch()
         os.utime(self.folder / "b_parte_000001.bin", (1, 1))

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import os
 import socket
-from contextlib import suppress
 from functools import partial
 from typing import Any, ClassVar
 
@@ -28,18 +27,15 @@ from twisted.python.failure import Failure
 
 from daemon.reactor.stream import Stream
 
-FOREVER = 365 * 24 * 3600.0  # seconds
-
 
 class NotLendable(Exception):
     """A transport cannot be lent: it is closing, lent already, or no plain socket."""
 
 
-def lend(transport: Any, blocking: bool = False) -> Loan:
+def lend(transport: Any) -> Loan:
     """Stop reading from `transport` and let a thread have its socket.
 
-    blocking: whether the calls of `Loan.socket` wait. The descriptor itself never does, for that
-    would be so for the reactor, too; work with its bare number has to expect EAGAIN.
+    Its calls never wait, for the descriptor itself does not: the reactor shares that.
     Raises NotLendable, and OSError when there is no descriptor left.
     """
     if not isinstance(transport, Stream | tcp.Connection):
@@ -51,7 +47,7 @@ def lend(transport: Any, blocking: bool = False) -> Loan:
     if "startReading" in vars(transport):
         raise NotLendable("it is lent already")
     copy = socket.socket(fileno=os.dup(transport.fileno()))
-    copy.settimeout(FOREVER if blocking else 0.0)
+    copy.settimeout(0.0)
     if isinstance(transport, Stream):
         reads = transport.reading
     else:
@@ -85,14 +81,6 @@ class Loan:
             setattr(self._transport, name, partial(self._later, name))
         self._transport.startReading = partial(setattr, self, "_reads", True)
         self._transport.stopReading = partial(setattr, self, "_reads", False)
-
-    def interrupt(self) -> None:
-        """The thread shall finish: its reads return what is there, then nothing, as after a FIN.
-
-        From any thread. The Protocol, too, is told of an end once it has read the rest.
-        """
-        with suppress(OSError):
-            self.socket.shutdown(socket.SHUT_RD)
 
     def give_back(self, reset: bool = False) -> None:
         """The thread is done with it. Only in the reactor's thread.

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from contextlib import suppress
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast
 
@@ -45,6 +46,18 @@ LOST = Failure(ConnectionLost())
 
 def _drop(data: object) -> None:
     """`write` where nothing can be written any more."""
+
+
+@lru_cache(maxsize=256)
+def _hears_of_fins(kind: Hashable) -> bool:
+    return bool(IHalfCloseableProtocol.implementedBy(kind))
+
+
+def _half_closeable(protocol: Any) -> Any:
+    """`protocol` as IHalfCloseableProtocol, or None. Every connection asks: classes are known."""
+    if _hears_of_fins(type(protocol)):  # type: ignore[arg-type]  # a class is hashable
+        return protocol
+    return IHalfCloseableProtocol(protocol, None)
 
 
 @implementer(ITCPTransport, ISystemHandle, IConsumer, IPushProducer, ILoggingContext)
@@ -129,7 +142,7 @@ class Stream:
 
     def eof_received(self) -> bool:
         self._ended = True
-        protocol = IHalfCloseableProtocol(self._protocol, None)
+        protocol = _half_closeable(self._protocol)
         if protocol is not None:
             self._tell(protocol.readConnectionLost)
         else:
@@ -427,7 +440,7 @@ class Stream:
                 self.reactor.loop.call_soon(self._wrote_fin)
 
     def _wrote_fin(self) -> None:
-        protocol = IHalfCloseableProtocol(self._protocol, None)
+        protocol = _half_closeable(self._protocol)
         if protocol is not None and not self.disconnecting:
             self._tell(protocol.writeConnectionLost)
 

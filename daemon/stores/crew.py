@@ -22,10 +22,9 @@ import selectors
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from enum import Enum
-from functools import partial
 from queue import SimpleQueue
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -48,8 +47,9 @@ _T = TypeVar("_T")
 _Out = TypeVar("_Out", covariant=True)
 
 SLICE = 8 << 20  # bytes of one stream before it is another's turn
-BLOCK = 1 << 18  # bytes of one read into memory
+BLOCK = 1 << 19  # bytes of one read into memory
 PIPE = 1 << 20  # bytes of one splice
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 REST = 0.002  # seconds a thread waits for its socket before it is parked, if nobody else waits
 
 # Trouble that others may end: a sink that is patient is asked again for a while.
@@ -69,12 +69,12 @@ class Kit(threading.local):
 
     def __init__(self) -> None:
         self.blocks: deque[tuple[memoryview, list[Future[Any]]]] = deque(
-            (memoryview(bytearray(BLOCK)), []) for _ in range(4)
+            (memoryview(bytearray(BLOCK)), []) for _ in range(3)
         )
         self._pipe: tuple[int, int] | None = None
 
     def block(self) -> memoryview:
-        """Memory that nobody else works on until three more were asked for."""
+        """Memory that nobody else works on until two more were asked for."""
         block, works = self.blocks[0]
         while works:
             works.pop().exception()  # whoever gave the work out hears of what it raised
@@ -135,28 +135,34 @@ class Crew(Service):
     _steps: SimpleQueue[Errand[Any] | None] = field(factory=SimpleQueue, init=False)
     _lock: threading.Lock = field(factory=threading.Lock, init=False)
     _selector: selectors.BaseSelector = field(init=False)
-    _bell: int = field(init=False)  # closing it ends the thread that watches
+    _ear: int = field(init=False)
+    _bell: int = field(init=False)  # closing it ends the thread that watches `_ear`
     _threads: list[threading.Thread] = field(factory=list, init=False)
     _intakes: int = field(default=0, init=False)
     _idle: list[Deferred[None]] = field(factory=list, init=False)
     trouble: Trouble = field(factory=Trouble, init=False)
     _troubles: dict[str, tuple[float, int]] = field(factory=dict, init=False)
+    toiling: int = field(default=0, init=False)  # threads that are at a step
 
     def startService(self) -> None:
         super().startService()
         self._pool = ThreadPool(0, self.SIZE, "crew")  # threads come with the first work
         self._pool.start()
+        self._ear, self._bell = os.pipe()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._ear, selectors.EVENT_READ)
 
     async def _stop(self) -> None:
         await self.idle()
         self._pool.stop()
-        if self._threads:
-            os.close(self._bell)
-            for _ in self._threads:
-                self._steps.put(None)
-            for thread in self._threads:
-                thread.join()
-            self._threads.clear()
+        os.close(self._bell)
+        for _ in self._threads:
+            self._steps.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._threads.clear()
+        self._selector.close()
+        os.close(self._ear)
 
     def stopService(self) -> Deferred[None]:
         super().stopService()
@@ -232,11 +238,7 @@ class Crew(Service):
     # The threads of `pursue`.
 
     def _hire(self) -> None:
-        ear, self._bell = os.pipe()
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(ear, selectors.EVENT_READ)
-        watch: Callable[[], None] = partial(self._watch, ear)
-        tasks = [watch, *[self._toil] * self.SIZE]
+        tasks = [self._watch, *[self._toil] * self.SIZE]
         for number, task in enumerate(tasks):
             thread = threading.Thread(target=task, name=f"crew-{number}", daemon=True)
             self._threads.append(thread)
@@ -245,7 +247,11 @@ class Crew(Service):
     def _toil(self) -> None:
         try:
             while (errand := self._steps.get()) is not None:
+                with self._lock:
+                    self.toiling += 1
                 self._step(errand)
+                with self._lock:
+                    self.toiling -= 1
         finally:
             KIT.close()
 
@@ -255,13 +261,14 @@ class Crew(Service):
             result = errand.step()
             while result in _SOCKET and self._steps.empty() and _ready(errand.descriptor, result):
                 result = errand.step()
+            if result in _SOCKET:
+                self._park(errand, result)
+                return
         except BaseException:
             self.reactor.callFromThread(errand.done.errback, Failure())
             return
         if result is Pause.TURN:
             self._steps.put(errand)
-        elif isinstance(result, Pause):
-            self._park(errand, result)
         else:
             self.reactor.callFromThread(errand.done.callback, result)
 
@@ -270,15 +277,15 @@ class Crew(Service):
             if errand.hurried:
                 self._steps.put(errand)
             else:
-                errand.parked = True
                 self._selector.register(errand.descriptor, pause.value, errand)
+                errand.parked = True
 
     def _wake(self, errand: Errand[Any]) -> None:
         errand.parked = False
         self._selector.unregister(errand.descriptor)
         self._steps.put(errand)
 
-    def _watch(self, ear: int) -> None:
+    def _watch(self) -> None:
         """One thread for all that are parked."""
         while True:
             ready = [key.data for key, _ in self._selector.select()]
@@ -287,8 +294,6 @@ class Crew(Service):
                     if errand is not None and errand.parked:
                         self._wake(errand)
             if None in ready:  # the bell
-                self._selector.close()
-                os.close(ear)
                 return
 
 
@@ -300,6 +305,19 @@ def _ready(descriptor: int, pause: Pause) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN if pause is Pause.READABLE else select.POLLOUT)
     return bool(poll.poll(REST * 1000))
+
+
+class Hands(ThreadPoolExecutor):
+    """Threads that work beside those of a crew."""
+
+    def __init__(self, crew: Crew, size: int, name: str) -> None:
+        super().__init__(size, name)
+        self._crew = crew
+
+    @property
+    def free(self) -> bool:
+        """There is a core for them; else what could be handed over is done sooner by oneself."""
+        return self._crew.toiling < CORES
 
 
 @define(eq=False, repr=False)
@@ -390,7 +408,7 @@ class QueuedIntake(Generic[Kept]):
 
     Bytes come by `write`: at most `high` of them wait for the disk, and one read more; then the
     source is paused until no more than a quarter of it do. Or a thread reads them from the lent
-    socket, and what waits is in the kernel.
+    socket, and what waits is in the kernel. ended: called once it is over, however that came.
     """
 
     HIGH: ClassVar[int] = 1 << 20
@@ -400,6 +418,7 @@ class QueuedIntake(Generic[Kept]):
     source: Source
     crew: Crew
     high: int = HIGH
+    ended: Callable[[], object] = lambda: None
     _written: int = field(default=0, init=False)
     _queue: list[bytes] = field(factory=list, init=False)
     _queued: int = field(default=0, init=False)  # bytes, with those the thread has now
@@ -422,6 +441,11 @@ class QueuedIntake(Generic[Kept]):
     @property
     def size(self) -> int:
         return self._written + (0 if self._lent is None else self._lent.size)
+
+    @property
+    def starved(self) -> bool:
+        """A lent socket is empty: the crew waits for its peer, not the peer for the crew."""
+        return self._errand is not None and self._errand.parked
 
     def write(self, data: bytes) -> None:
         if self._over or self._aborted or self._error is not None:
@@ -598,6 +622,7 @@ class QueuedIntake(Generic[Kept]):
     def _end(self, result: Kept | Failure | None) -> None:
         """Over: a result, a failure or nothing left behind."""
         self._over = True
+        self.ended()
         committed, self._committed = self._committed, None
         if committed is not None and not self._aborted:
             committed.callback(result)  # type: ignore[arg-type]  # a Failure goes the errback way

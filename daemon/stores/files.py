@@ -120,6 +120,15 @@ def begin_write_back(descriptor: int, start: int, length: int) -> None:
         _LIBC.sync_file_range(descriptor, offset(start), offset(length), _WRITE)
 
 
+def forget_pages(descriptor: int) -> None:
+    """Have what is read next come from the drive. A hint.
+
+    Pages that could not be written stay in memory as if they had been, and look sound.
+    """
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def open_new(path: str, folder: int | None = None) -> int:
     """Create a file nobody else has, mode 0640 whatever the umask; a descriptor to write to."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC

@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -37,7 +37,7 @@ from twisted.python.failure import Failure
 from daemon.measures import Durations, Measure
 from daemon.stores import files
 from daemon.stores.completed import MANIFEST, Completed
-from daemon.stores.crew import Crew, QueuedIntake
+from daemon.stores.crew import Crew, Hands, QueuedIntake
 from daemon.stores.database import Database
 from daemon.stores.depot import index, paper
 from daemon.stores.depot.arriving import Arriving, Draft, Incoming
@@ -123,7 +123,7 @@ class Depot(Service):
 
     def startService(self) -> None:
         self.index.startService()
-        self.hashers = ThreadPoolExecutor(HASHERS, "depot-hash")
+        self.hashers = Hands(self.crew, HASHERS, "depot-hash")
         super().startService()
         left = frozenset(os.listdir(self.folder))
         self._opening = Deferred.fromCoroutine(self._open(left))

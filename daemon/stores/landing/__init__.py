@@ -32,7 +32,7 @@ from twisted.python.failure import Failure
 from daemon.measures import Measure
 from daemon.stores import files
 from daemon.stores.completed import Completed
-from daemon.stores.crew import Crew, QueuedIntake
+from daemon.stores.crew import Crew, Hands, QueuedIntake
 from daemon.stores.landing.ground import Ground
 from daemon.stores.landing.journal import NAME, Journal, Small, replay
 from daemon.stores.landing.manifest import SUFFIX
@@ -50,6 +50,7 @@ class Landed:
     """`protocols.stores.Landed`: in memory while it is small and young, then in parts."""
 
     RESTS: ClassVar[int] = 4  # beats
+    CHUNKS: ClassVar[int] = 64  # in a list; more are joined, for each costs more than its bytes
 
     landing: Landing
     series: Series
@@ -67,11 +68,17 @@ class Landed:
     def size(self) -> int:
         return self._held if self._intake is None else self._intake.size
 
+    @property
+    def starved(self) -> bool:
+        return self._intake is not None and self._intake.starved
+
     def write(self, data: bytes) -> None:
         if self._intake is not None:
             self._wake().write(data)
             return
         self._chunks.append(data)
+        if len(self._chunks) > self.CHUNKS:
+            self._chunks = [b"".join(self._chunks)]
         self._held += len(data)
         self.landing.held += len(data)
         if self._held > SMALL or self.landing.held > self.landing.HELD:
@@ -119,7 +126,8 @@ class Landed:
             self._parts = Parts(ground, series, self.peer, self.opened, resting)
             # Tiny parts cost thousands of files a read: less of them may wait in a turn.
             high = min(QueuedIntake.HIGH, max(1 << 16, series.max_part * self.landing.TINY))
-            self._intake = QueuedIntake(self._parts, self.source, self.landing.crew, high)
+            crew = self.landing.crew
+            self._intake = QueuedIntake(self._parts, self.source, crew, high, self._ended)
             if data := self._empty():
                 self._intake.write(data)
         return self._intake
@@ -137,19 +145,23 @@ class Landed:
         return data
 
     def _kept(self, receipt: Receipt) -> Receipt:
-        assert self._parts is not None
         self.landing.streams += 1
         self.landing.stored += receipt.size
-        if receipt.parts:
-            self.landing.durable(self._parts.stem)
         return receipt
+
+    def _ended(self) -> None:
+        """Its intake is over; one that broke is asked for nothing any more."""
+        assert self._parts is not None
+        self.landing.over(self)
+        if self._parts.published:
+            self.landing.durable(self._parts.stem)
 
 
 @define(eq=False, repr=False)
 class Landing(Service):
     """`protocols.stores.Landing` in `folder`. now: seconds since the epoch, for the names.
 
-    held: bytes of small streams in memory; HELD of them at most, in all.
+    held: bytes in memory of small streams that are still coming; HELD of them at most, in all.
     """
 
     TINY: ClassVar[int] = 4096  # a turn of the crew lays down about that many parts at most
@@ -184,7 +196,7 @@ class Landing(Service):
         """Finish what a crash left. A folder that fails now fails each stream until it is back."""
         super().startService()
         self.ground.hands = ThreadPoolExecutor(self.HANDS, "landing")
-        self.ground.hashers = ThreadPoolExecutor(self.HANDS, "hashing")
+        self.ground.hashers = Hands(self.crew, self.HANDS, "hashing")
         try:
             left = self._recover()
         except OSError as error:
@@ -288,7 +300,7 @@ class Landing(Service):
             if not self.running:  # the next start goes on
                 return
             try:
-                finish(series, parts, self.ground)
+                finish(series, parts, self.ground, lambda: self.running)
             except OSError as error:
                 log.error(
                     "{series} has no manifest: {error}",

@@ -18,6 +18,7 @@ from attrs import define, field
 
 from daemon.measures import Durations
 from daemon.stores import files
+from daemon.stores.completed import FAILED, PENDING
 from daemon.stores.landing.manifest import SUFFIX, SUMS, Manifest
 from protocols.stores import Series
 
@@ -62,14 +63,14 @@ class Place:
 
     def sync_names(self) -> None:
         """What was created, renamed or removed survives a power cut from here on."""
-        if self._unsafe:
-            raise OSError(None, "the folder could not be synced")
         try:
             os.fsync(self.descriptor)
         except OSError as error:
             self._unsafe = True
             error.filename = str(self.path)
             raise
+        if self._unsafe:  # the error is told once, perhaps to another thread at this moment
+            raise OSError(None, "the folder could not be synced")
 
     @property
     def unsafe(self) -> bool:
@@ -113,7 +114,7 @@ class Ground:
         """The folder as it is now; somebody may have taken it away. `leave` it once."""
         with self._lock:
             place = self._place
-            if place is None or place.unsafe or not self._is(place):
+            if place is None or place.unsafe or not self.holds(place):
                 if place is not None:
                     self._place = None
                     self._close(place)
@@ -172,7 +173,8 @@ class Ground:
             rename(name + PARTIAL, name, place.descriptor)
         place.sync_names()
 
-    def _is(self, place: Place) -> bool:
+    def holds(self, place: Place) -> bool:
+        """Whether the folder is still the one that `place` is."""
         with suppress(OSError):
             return os.path.samestat(os.stat(self.folder), os.fstat(place.descriptor))
         return False
@@ -229,10 +231,11 @@ class Ground:
         """The manifest goes last: what is left of a series is still the oldest then."""
         try:
             parts = Manifest.from_json((self.folder / name).read_bytes()).parts
-        except ValueError:  # somebody else's
+        except (OSError, ValueError):  # somebody else's, or somebody took it away
             return
         series = name.removesuffix(SUFFIX)
-        for gone in (*(part.name for part in parts), series + SUMS, name):
+        papers = (series + SUMS, series + PENDING, series + FAILED, name)
+        for gone in (*(part.name for part in parts), *papers):
             path = self.folder / gone
             with suppress(FileNotFoundError):
                 size = path.stat().st_size

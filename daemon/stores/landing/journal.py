@@ -14,6 +14,7 @@ A tail that is damaged was acknowledged to nobody and is cut.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
@@ -43,6 +44,7 @@ log = Logger()
 NAME = ".journal"
 _HEAD = struct.Struct(">4sIII")
 _MAGIC = b"RHJ1"
+LINE = 512  # bytes that a part takes in a manifest and in memory, about
 
 
 @define(eq=False, repr=False)
@@ -55,6 +57,7 @@ class Small:
     outcome: str
     data: bytes
     done: Deferred[Receipt] = field(factory=Deferred, init=False)
+    due: float = field(default=0.0, init=False)  # until when a disk that is full is waited for
     manifest: Manifest = field(init=False)
     text: bytes = field(init=False)  # the manifest as it is written
 
@@ -65,6 +68,11 @@ class Small:
             name, self.series, self.data, self.peer, self.opened, ground.now(), self.outcome
         )
         self.text = self.manifest.to_json()
+
+    @property
+    def weight(self) -> int:
+        """About the bytes of its record; tiny parts weigh more than what is in them."""
+        return len(self.data) + LINE * -(-len(self.data) // self.series.max_part)
 
     @property
     def receipt(self) -> Receipt:
@@ -104,6 +112,7 @@ class Journal:
     """
 
     GROUP: ClassVar[int] = 512  # streams
+    HEAVY: ClassVar[int] = 8 << 20  # bytes of their records, about
     BEHIND: ClassVar[int] = 5_000  # manifests that are still to be made: replay has to be quick
     FULL: ClassVar[int] = 64 << 20  # bytes of a journal
     PIECE: ClassVar[int] = 100  # manifests between two looks whether a stream came
@@ -130,9 +139,11 @@ class Journal:
     def add(self, small: Small) -> Deferred[Receipt]:
         """Fires once it is durable; fails with StoreError."""
         if self._thread is None:
-            self._thread = Thread(target=self._keep, name="journal", daemon=True)
-            self._thread.start()
+            thread = Thread(target=self._keep, name="journal", daemon=True)
+            thread.start()
+            self._thread = thread
         self.crew.begin()
+        small.due = time.monotonic() + self.PATIENCE
         self._queue.put(small)
         return small.done
 
@@ -157,14 +168,17 @@ class Journal:
                 if group:
                     self._commit(group)
                 self._catch_up(len(group))
-            except OSError as error:
+            except Exception as error:  # whatever it is: streams wait for this thread
                 self.crew.reactor.callFromThread(self.crew.complain, error)
+                if self._place is not None and not self.ground.holds(self._place):
+                    self._leave()  # nothing there can be made any more
                 time.sleep(0 if self._ending else self.RETRY)
         self._leave()
 
     def _gather(self) -> list[Small]:
-        """Everything that waits, or nothing after a while."""
+        """Everything that waits, as far as memory goes, or nothing after a while."""
         group: list[Small] = []
+        weight = 0
         try:
             if self._papers or self._made:
                 first = self._queue.get(timeout=0 if self._resting else self.REST)
@@ -173,7 +187,8 @@ class Journal:
             self._resting = False
             while first is not None:
                 group.append(first)
-                if len(group) == self.GROUP:
+                weight += first.weight
+                if len(group) == self.GROUP or weight > self.HEAVY:
                     return group
                 first = self._queue.get_nowait()
             self._ending = True
@@ -198,41 +213,67 @@ class Journal:
 
     def _commit(self, group: Sequence[Small]) -> None:
         """Every stream of the group durable and answered, or failed."""
-        due = time.monotonic() + self.PATIENCE
-        for small in group:
-            small.cut(self.ground)
-        while True:
-            try:
-                self._append(group)
-            except OSError as error:
-                self.crew.reactor.callFromThread(self.crew.complain, error)
-                if error.errno in PASSING and time.monotonic() < due and not self._ending:
-                    time.sleep(self.RETRY)
-                    continue
-                why = files.plain(error)
-                self.crew.reactor.callFromThread(self._answer, group, why)
-                return
-            self._papers.extend((small.manifest, small.text) for small in group)
-            self.crew.reactor.callFromThread(self._answer, group, "")
-            return
+        try:
+            for small in group:
+                small.cut(self.ground)
+            while group:
+                group = self._try(group)
+        except Exception:  # whatever it is: others will wait for this thread
+            log.failure("storing failed", event="store.broken")
+            self._drop_file()
+            self.crew.reactor.callFromThread(self._answer, group, "storage failed")
 
-    def _append(self, group: Sequence[Small]) -> None:
+    def _try(self, group: Sequence[Small]) -> Sequence[Small]:
+        """Once; those that are to be tried again."""
+        try:
+            kept = self._append(group)
+        except OSError as error:
+            self.crew.reactor.callFromThread(self.crew.complain, error)
+            passes = error.errno in PASSING and not self._ending
+            now = time.monotonic()
+            late = [small for small in group if not passes or small.due <= now]
+            self.crew.reactor.callFromThread(self._answer, late, files.plain(error))
+            if len(late) < len(group):
+                time.sleep(self.RETRY)
+            return [small for small in group if passes and small.due > now]
+        self._papers.extend((small.manifest, small.text) for small in kept)
+        self.crew.reactor.callFromThread(self._answer, kept, "")
+        return group[len(kept) :]
+
+    def _append(self, group: Sequence[Small]) -> Sequence[Small]:
+        """Those that are durable now: all, or as many from the first on as there is room for."""
         place = self._begin()
-        for small in group:
-            self.ground.admit(place, len(small.data), small.series)
+        group = self._admitted(group, place)
         records = [_record(small.text, small.data) for small in group]
         making = self.ground.hands.submit(_make, group, place)
+        before = self._size
         try:
             try:
                 self._write(b"".join(records))
             finally:
                 making.result()
-        except OSError:
+        except Exception:  # nobody is told that these are kept
             _unmake(group, place)
+            if self._size > before:
+                self._cut_back(before)
             raise
         for small in group:
             if small.series.quota:
                 self.ground.stored(len(small.data))
+        return group
+
+    def _admitted(self, group: Sequence[Small], place: Place) -> Sequence[Small]:
+        """Raises OSError when there is no room for the first one even."""
+        coming = 0
+        for number, small in enumerate(group):
+            coming += len(small.data)
+            try:
+                self.ground.admit(place, coming, small.series)
+            except OSError:
+                if not number:
+                    raise
+                return group[:number]
+        return group
 
     def _write(self, data: bytes) -> None:
         try:
@@ -242,12 +283,23 @@ class Journal:
         except OSError as error:
             error.filename = NAME
             if error.errno in PASSING:
-                os.ftruncate(self._file, self._size)
-                os.lseek(self._file, self._size, os.SEEK_SET)
-            else:  # never written to again; what it held before is safe in it
+                self._cut_back(self._size)
+            else:
                 self._drop_file()
             raise
         self._size += len(data)
+
+    def _cut_back(self, size: int) -> None:
+        """What is behind `size` counts for nothing, and so would every record that follows it.
+
+        A file that cannot be cut is never written to again; what it held before is safe in it.
+        """
+        try:
+            os.ftruncate(self._file, size)
+            os.lseek(self._file, size, os.SEEK_SET)
+            self._size = size
+        except OSError:
+            self._drop_file()
 
     def _begin(self) -> Place:
         """The place of the journal in hand; a new one if the folder is another now."""
@@ -295,13 +347,22 @@ class Journal:
     def _retire(self) -> None:
         """Every file of the journal is there: make them durable, then drop what it holds."""
         assert self._place is not None
-        sync_files(self._made, self._place)
+        try:
+            sync_files(self._made, self._place)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                # A second sync would seem to succeed. The next start makes them again.
+                self._made.clear()
+                self._drop_file()
+            raise
         made, self._made = self._made, []
-        if self._file >= 0:
-            os.ftruncate(self._file, 0)
-            os.lseek(self._file, 0, os.SEEK_SET)
-            self._size = 0
-        self.crew.reactor.callFromThread(self._tell, made)
+        try:
+            if self._file >= 0:
+                os.ftruncate(self._file, 0)
+                os.lseek(self._file, 0, os.SEEK_SET)
+                self._size = 0
+        finally:
+            self.crew.reactor.callFromThread(self._tell, made)
 
     # In the reactor's thread.
 
@@ -397,12 +458,21 @@ def records(journal: bytes) -> Iterator[tuple[Manifest, bytes, int]]:
 def replay(ground: Ground, place: Place) -> int:
     """Make the files of every journal that was left, then drop it; before anything is landed.
 
-    How many streams there were. Raises OSError.
+    How many streams there were. One that cannot be read is logged and stays. Raises OSError.
     """
-    left = sorted(name for name in os.listdir(ground.folder) if name.startswith(NAME))
-    manifests: list[Manifest] = []
-    for name in left:
-        journal = (ground.folder / name).read_bytes()
+    left, manifests = list[str](), list[Manifest]()
+    for name in sorted(name for name in os.listdir(ground.folder) if name.startswith(NAME)):
+        try:
+            journal = (ground.folder / name).read_bytes()
+        except OSError as error:
+            log.error(
+                "{folder} cannot be used: {error}",
+                event="ingest.unusable",
+                folder=ground.folder,
+                error=str(error),
+            )
+            continue
+        left.append(name)
         whole = 0
         for manifest, data, end in records(journal):
             whole = end
@@ -445,6 +515,7 @@ def _content(name: str, folder: int, size: int) -> bytes | None:
     """The file, if there is one; one byte more than `size` of it says that it is another."""
     try:
         with files.opened(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, folder) as file:
+            files.forget_pages(file)
             return os.read(file, size + 1)
     except OSError:
         return None

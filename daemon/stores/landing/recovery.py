@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import re
+from collections.abc import Callable
 from contextlib import suppress
 
 from twisted.logger import Logger
@@ -72,11 +73,14 @@ def unfinished(names: list[str], journalled: bool) -> dict[str, list[str]]:
     }
 
 
-def finish(series: str, parts: list[str], ground: Ground) -> bool:
+def finish(
+    series: str, parts: list[str], ground: Ground, going: Callable[[], object] = lambda: True
+) -> bool:
     """Write the manifest of a series that a crash cut: what of it is there. Raises OSError.
 
-    parts: the names they have, or would have if they could be adopted. Whether anything is there;
-    if not, nothing is left of it now.
+    parts: the names they have, or would have if they could be adopted. going: asked at each
+    block; once it says no, all is left to the next start. Whether there is a manifest now; if
+    not, and nobody said no, nothing is left of the series.
     """
     with ground.visit() as place:
         begun = _begun(series, place.descriptor)
@@ -89,9 +93,12 @@ def finish(series: str, parts: list[str], ground: Ground) -> bool:
                 files.opened(name, os.O_RDONLY | os.O_CLOEXEC, place.descriptor) as part,
             ):
                 while block := os.read(part, _BLOCK):
+                    if not going():
+                        return False
                     own.update(block)
                     whole.update(block)
                     size += len(block)
+                files.sync_data(part)  # of a small stream it may not be durable yet
                 closed = os.fstat(part).st_mtime
             if size:
                 pieces.append(Piece(name, size, own.hexdigest()))
@@ -121,9 +128,13 @@ def finish(series: str, parts: list[str], ground: Ground) -> bool:
 
 
 def listed(ground: Ground) -> list[str]:
-    """The files of the folder that may be ours."""
+    """The files of the folder that may be ours: every FILE_PREFIX is printable."""
     with os.scandir(ground.folder) as entries:
-        return [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
+        return [
+            entry.name
+            for entry in entries
+            if entry.name.isprintable() and entry.is_file(follow_symlinks=False)
+        ]
 
 
 def _begun(series: str, folder: int) -> Manifest | None:

@@ -39,7 +39,7 @@ SPLICES = hasattr(os, "splice")
 
 @define(eq=False, repr=False)
 class Sum:
-    """A running sha256, worked out beside; at most one piece of it at a time."""
+    """A running sha256, worked out beside while there are hands; one piece of it at a time."""
 
     hands: Executor
     _sha: Any = field(factory=hashlib.sha256)
@@ -48,11 +48,11 @@ class Sum:
     def update(self, data: bytes | memoryview) -> None:
         """The data must stay as it is until `wait`; a block of the Kit does."""
         self.wait()
-        if len(data) < BESIDE:
+        if len(data) < BESIDE or not getattr(self.hands, "free", True):
             self._sha.update(data)
         else:
             self._work = self.hands.submit(self._sha.update, data)
-            if isinstance(data, memoryview):
+            if isinstance(data, memoryview) and not data.readonly:
                 KIT.hold(self._work)
 
     def wait(self) -> None:
@@ -111,15 +111,17 @@ class Parts(Sink[Receipt]):
     _settling: deque[Future[None]] = field(factory=deque, init=False)
     _rest: deque[memoryview] = field(factory=deque, init=False)  # what the disk did not take yet
     _sum: Sum | None = field(default=None, init=False)
+    _unkept: OSError | None = field(default=None, init=False)  # why a full part is not durable
+    published: bool = field(default=False, init=False)  # there is a manifest, durable
 
     def __attrs_post_init__(self) -> None:
         if self.series.checksum:
             self._sum = Sum(self.ground.hashers)
 
     def write(self, chunks: Sequence[bytes | memoryview]) -> None:
-        self.rotate()
         self._rest.extend(map(memoryview, chunks))
         try:
+            self.rotate()
             self._flush()
         finally:
             self._end_turn()
@@ -150,11 +152,13 @@ class Parts(Sink[Receipt]):
         digest = None if self._sum is None else self._sum.hexdigest()
         if self._place is not None:
             self.ground.publish(self._manifest(outcome, digest), self._place)
+            self.published = True
             self._leave()
         return Receipt(self._size, digest, len(self._all))
 
     def fail(self) -> int:
         """Settle whatever can still be settled, a short last part too. The bytes durable then."""
+        self._rest.clear()
         place = self._place
         if place is None:
             return 0
@@ -163,10 +167,10 @@ class Parts(Sink[Receipt]):
                 self._fill()
         elif self._part is not None:
             self._remove(self._part)
-        self._hand_over()
-        while self._settling:
-            with suppress(OSError):  # the part that failed is out of the way now
-                self._settled(0)
+        with suppress(OSError):  # parts that failed are out of the way now
+            self._hand_over()
+        with suppress(OSError):
+            self._settled(0)
         kept = sum(part.size for part in self._all if part.kept)
         try:
             if kept:
@@ -183,9 +187,8 @@ class Parts(Sink[Receipt]):
         place = self._place
         if place is None:
             return
-        while self._settling:
-            with suppress(OSError):
-                self._settled(0)
+        with suppress(OSError):
+            self._settled(0)
         for part in self._all:
             part.release()
             for made in (part.name, part.name + PARTIAL):
@@ -227,8 +230,9 @@ class Parts(Sink[Receipt]):
                     part = self._room(len(data))
                     with blamed(part):
                         taken = os.write(part.descriptor, data[: self.series.max_part - part.size])
-                    self._took(part, taken, data[:taken])
-                    data = rest[0] = data[taken:]
+                    piece, data = data[:taken], data[taken:]
+                    rest[0] = data  # before a full part raises what an earlier one met
+                    self._took(part, taken, piece)
                 rest.popleft()
         except OSError:
             self._rest = deque(memoryview(bytes(data)) for data in rest)
@@ -246,8 +250,8 @@ class Parts(Sink[Receipt]):
                     taken = os.splice(drain, part.descriptor, piece, flags=os.SPLICE_F_MOVE)
                 left -= taken
                 self._took(part, taken)
-        except OSError:
-            while left:  # what is in the pipe is of this stream alone
+        except BaseException:
+            while left:  # what is in the pipe is of this stream alone: none of it may stay there
                 self._rest.append(memoryview(os.read(drain, left)))
                 left -= len(self._rest[-1])
             raise
@@ -338,9 +342,18 @@ class Parts(Sink[Receipt]):
             self._settled(BEHIND)
 
     def _settled(self, most: int) -> None:
-        """Wait until no more than `most` turns are being settled. Raises what they did."""
+        """Wait until no more than `most` turns are being settled.
+
+        Raises what one of them raised, and from then on always: trouble that passes may let the
+        stream go on, but a part that could not be made durable never will be.
+        """
         while len(self._settling) > most or (self._settling and self._settling[0].done()):
-            self._settling.popleft().result()
+            try:
+                self._settling.popleft().result()
+            except OSError as error:
+                self._unkept = self._unkept or error
+        if self._unkept is not None:
+            raise self._unkept
 
     def _manifest(self, outcome: str, digest: str | None) -> Manifest:
         pieces = tuple(part.piece for part in self._all if part.kept)
@@ -355,6 +368,7 @@ class Parts(Sink[Receipt]):
         digest = self._sum.hexdigest() if self._sum is not None and all_kept else None
         try:
             self.ground.publish(self._manifest("failed", digest), place)
+            self.published = True
         except OSError:  # the next start writes it
             place.sync_names()
 
