@@ -30,6 +30,8 @@ class Bounds:
     failures: float = 0.0
     p99_ms: float | None = None
     requests: int = 0
+    memory_mib: float | None = None
+    descriptors: float | None = None
 
     @classmethod
     def named(cls, name: str, path: Path = FILE) -> Bounds:
@@ -44,6 +46,19 @@ class Bounds:
                 f" there are: {', '.join(sorted(known))}"
             )
         return cls(**runs[name])
+
+    def outgrown(self, memory_mib: float, descriptors: float) -> Iterator[str]:
+        """A line for each bound that a daemon missed which grew so much in ten minutes."""
+        if self.memory_mib is not None and memory_mib > self.memory_mib:
+            yield (
+                f"its memory grew by {memory_mib:.2f} MiB in ten minutes,"
+                f" at most {self.memory_mib:g} is allowed"
+            )
+        if self.descriptors is not None and descriptors > self.descriptors:
+            yield (
+                f"its descriptors grew by {descriptors:.1f} in ten minutes,"
+                f" at most {self.descriptors:g} is allowed"
+            )
 
     def missed(self, kinds: Iterable[Requests]) -> Iterator[str]:
         """A line for each bound that a run missed."""

@@ -305,7 +305,7 @@ class HandshakeUser(Paced, FastHttpUser):
         messages = defaults.address("handshake", "MESSAGE_PORT", None, None)
         self.codes, self.messages = (f"http://{at.host}:{at.port}/" for at in (codes, messages))
         self.ident = str(uuid.uuid4())
-        with self.post(self.codes, "register", client_uuid=self.ident) as answer:
+        with self.post(self.codes, "register", closes=True, client_uuid=self.ident) as answer:
             self.code = answer.headers.get("Server-Uuid", "")
             if len(self.code) not in (32, 36):
                 answer.failure(f"code {self.code!r}")
@@ -314,7 +314,7 @@ class HandshakeUser(Paced, FastHttpUser):
     @task(9)
     def say(self) -> None:
         fields = {"client_uuid": self.ident, "server_uuid": self.code}
-        with self.post(self.messages, "message", **fields, message="qué tal") as answer:
+        with self.post(self.messages, "message", False, **fields, message="qué tal") as answer:
             if answer.headers.get("Status") != "Authentication success":
                 answer.failure(f"Status: {answer.headers.get('Status')}")
 
@@ -322,14 +322,16 @@ class HandshakeUser(Paced, FastHttpUser):
     @task(1)
     def say_with_a_wrong_code(self) -> None:
         fields = {"client_uuid": self.ident, "server_uuid": "wrong"}
-        with self.post(self.messages, "wrong code", **fields, message="psst") as answer:
+        with self.post(self.messages, "wrong code", False, **fields, message="psst") as answer:
             if answer.status_code == 400 and answer.text.startswith("Error"):
                 answer.success()
             else:
                 answer.failure(f"{answer.status_code} for a wrong code")
 
-    def post(self, url: str, name: str, **fields: str) -> Any:
-        return self.client.post(url, data=fields, name=name, catch_response=True)
+    def post(self, url: str, name: str, closes: bool = False, **fields: str) -> Any:
+        """closes: it is asked once, so the connection is not kept for the next time."""
+        headers = {"Connection": "close"} if closes else {}
+        return self.client.post(url, data=fields, headers=headers, name=name, catch_response=True)
 
 
 class MixedUser(Paced):

@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from xml.etree import ElementTree
 
+import attrs
 import pytest
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -25,6 +26,8 @@ from loadtest.report import (
     Moment,
     Run,
     Scenario,
+    all_kept,
+    growth,
     kinds_of,
     page,
     perform,
@@ -75,7 +78,7 @@ class BoundsTests(Folder):
         path = self.folder / "bounds.toml"
         path.write_text("[locust.x]\np98_ms = 1\n")
         with pytest.raises(
-            ValueError, match=r"\[locust.x\] has no p98_ms; there are: failures, p9"
+            ValueError, match=r"\[locust.x\] has no p98_ms; there are: descriptors, fail"
         ):
             Bounds.named("x", path)
 
@@ -108,7 +111,7 @@ class PageTests(Folder):
             Kind("POST", "message", 1000, 0, 50.0, 2.0, 3.0, 4.0, 5.0),
             Kind("echo", "line", 2000, 0, 100.0, 1.0, 1.0, 2.0, 9.0),
         ]
-        moments = [Moment(0.0, 1.0, 50 << 20), Moment(1.0, 1.25, 60 << 20)]
+        moments = [Moment(0.0, 1.0, 50 << 20, 40), Moment(1.0, 1.25, 60 << 20, 41)]
         line = {"Name": "Aggregated", "Timestamp": "0", "User Count": "51", "Failures/s": "0"}
         line |= {"Requests/s": "50", "50%": "N/A", "95%": "3", "99%": "4"}
         history = [line, line | {"Timestamp": "1", "50%": "2"}]
@@ -125,13 +128,20 @@ class PageTests(Folder):
         text = page(self.run_of(999, ["too slow"]))
         assert "**999 rows in the table, 999 lines in the log file**. **Missed: too slow.**" in text
 
+    def test_several_processes_may_have_logged_more_than_they_counted(self) -> None:
+        assert all_kept(SCENARIOS["5000"], 1000, 1007, 1007)
+        for name, rows, lines in (("5000", 999, 999), ("5000", 1007, 1006), ("51", 1001, 1001)):
+            assert not all_kept(SCENARIOS[name], 1000, rows, lines)
+        run = attrs.evolve(self.run_of(1007, []), scenario=SCENARIOS["5000"])
+        assert "in the log file, and 7 whose users had left. All bounds" in page(run)
+
     def test_charts_and_the_daemons_figures_are_written_beside_it(self) -> None:
         write(self.run_of(1000, []), self.folder)
         names = {path.name for path in self.folder.iterdir()}
         assert names == {"README.md", "daemon.csv", "over_time.svg", "latency.svg"}
         assert (self.folder / "daemon.csv").read_text().split() == [
-            "seconds,cpu,memory",
-            f"1.0,0.250,{60 << 20}",
+            "seconds,cpu,memory,descriptors",
+            f"1.0,0.250,{60 << 20},41",
         ]
 
     def test_percentiles_are_those_of_the_histogram(self) -> None:
@@ -144,6 +154,25 @@ class PageTests(Folder):
 
     def test_cpu_is_a_share_of_the_time_between_two_looks(self) -> None:
         assert shares([Moment(0, 1, 0), Moment(2, 2, 0), Moment(3, 2, 0)]) == [0.5, 0.0]
+
+    def test_a_daemon_grows_by_what_it_gains_once_it_is_warm(self) -> None:
+        moments = [Moment(at, 0, (50 + at // 60) << 20, 40 + at // 300) for at in range(0, 1800, 5)]
+        warming = [Moment(at - 900, 0, at << 20, at) for at in range(180)]
+        memory, descriptors = growth([*warming, *moments])
+        assert memory == pytest.approx(10, rel=0.02)
+        assert descriptors == pytest.approx(2, rel=0.1)
+        assert growth(moments[:4]) == (0.0, 0.0)
+        bounds = Bounds.named("soak")
+        assert [*bounds.outgrown(0.9, 2)] == []
+        assert [*bounds.outgrown(memory, descriptors + 2)] == [
+            f"its memory grew by {memory:.2f} MiB in ten minutes, at most 1 is allowed",
+            f"its descriptors grew by {descriptors + 2:.1f} in ten minutes, at most 3 is allowed",
+        ]
+        assert [*Bounds.named("51").outgrown(99, 99)] == []
+
+    def test_a_soak_says_what_it_grew_by(self) -> None:
+        run = attrs.evolve(self.run_of(1000, []), scenario=SCENARIOS["soak"])
+        assert "its memory grew by 0.00 MiB and its descriptors by 0.0 in ten minutes" in page(run)
 
 
 class ShapeTests(SynchronousTestCase):

@@ -197,6 +197,14 @@ class Server:
                 total += process.memory_info().rss
         return total
 
+    def descriptors(self) -> int:
+        """How many are open."""
+        total = 0
+        for process in self._family():
+            with suppress(psutil.Error):
+                total += process.num_fds()
+        return total
+
     def peak(self) -> int:
         """The most bytes that were resident since it started; 0 where nobody tells."""
         total = 0
@@ -444,6 +452,8 @@ def compare(
                             )
                         else:
                             server = shared[peer.name]
+                        if comparison.room:
+                            os.sync()  # nobody pays for what another one left unwritten
                         sample = measure(
                             server, case, generator, seconds, cores.load, comparison.load
                         )

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from client.defaults import PORTS
 from loadtest.compare.build import Missing
-from loadtest.compare.harness import Launch, Peer, free_ports
+from loadtest.compare.harness import Launch, Peer, descriptors, free_ports
 
 HOME = Path(__file__).resolve().parents[2]
 GRACE = 1  # seconds a stop may take
+RESERVE = 500  # descriptors for all but connections; the default, a quarter, is for any use
 
 
 def roundhouse(
@@ -67,7 +68,9 @@ def installed(distribution: str) -> str:
 def _config(
     numbers: Mapping[tuple[str, str], int], settings: Mapping[str, Mapping[str, str]]
 ) -> str:
+    most = max(min(descriptors(), 1 << 20) - RESERVE, RESERVE)
     lines = ["[DEFAULT]", "SERVER_IP = 127.0.0.1", "[daemon]", f"GRACE = {GRACE}"]
+    lines.append(f"CONNECTIONS = {most}")
     for section in dict.fromkeys(service for service, _ in numbers):
         lines.append(f"[{section}]")
         lines += [f"{key} = {n}" for (service, key), n in numbers.items() if service == section]
