@@ -56,7 +56,7 @@ def status(caller: Caller, watch: float | None, token_file: str | None) -> None:
     while True:
         try:
             found = ask(site)
-            text = shown(found, str(site.address))
+            text = "" if caller.as_json else shown(found, str(site.address))
         except Failed as error:
             if watch is None:
                 raise
@@ -88,8 +88,13 @@ def ask(site: Site) -> Mapping[str, Any]:
 
 
 def shown(found: Mapping[str, Any], address: str) -> str:
-    """The object for people, with a newline at its end."""
-    return "".join(f"{line}\n" for line in _lines(found, address))
+    """The object for people, with a newline at its end. Raise Failed: it is not as ours."""
+    try:
+        return "".join(f"{line}\n" for line in _lines(found, address))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise Failed(
+            f"{address} is of another version, and cannot be shown: --json has what it says"
+        ) from None
 
 
 def _lines(found: Mapping[str, Any], address: str) -> Iterator[str]:

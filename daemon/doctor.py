@@ -6,6 +6,7 @@ import fcntl
 import importlib.util
 import json
 import os
+import pwd
 import shutil
 import tempfile
 import time
@@ -57,8 +58,9 @@ Examples:
 def doctor(path: Path | None, as_json: bool) -> None:
     """Look at settings, ports, disk, permissions and limits of this machine.
 
-    Reads the config.cfg that check-config would. Writes one small file into DATA_DIR and removes
-    it. Exit status 1 when something is bad; warnings alone are 0.
+    Reads the config.cfg that check-config would. Writes one small file into DATA_DIR, or above it
+    where it is not there yet, and removes it. Exit status 1 when something is bad; warnings alone
+    are 0.
     """
     path = path.absolute() if path else settings.locate(HOME, os.environ)
     found = [*examine(path)]
@@ -88,7 +90,7 @@ def examine(path: Path | None) -> Iterator[Finding]:
     if running:
         yield Finding(OK, "daemon", f"runs as process {running}")
     yield from _ports(now, running, binding.connections())
-    yield from _disk(now.data_dir)
+    yield from _disk(now)
     yield from _limits(now)
     yield _reactor()
 
@@ -160,15 +162,17 @@ def _holds(ranges: str, number: int) -> bool:
 # --- disk -------------------------------------------------------------------------------------
 
 
-def _disk(data: Path) -> Iterator[Finding]:
+def _disk(now: Settings) -> Iterator[Finding]:
+    data = now.data_dir
+    there = next(each for each in (data, *data.parents) if os.path.exists(each))
     try:
-        files.make_folder(data)
-        took = _sync_time(data)
+        took = _sync_time(there)
     except OSError as error:
         remedy = "set DATA_DIR to a folder that this user may write to"
         yield Finding(BAD, "DATA_DIR", f"{data}: {error.strerror}", remedy)
         return
-    yield Finding(OK, "DATA_DIR", f"{data} can be written to")
+    what = "can be written to" if there == data else "is not there yet, and can be made"
+    yield Finding(OK, "DATA_DIR", f"{data} {what}")
     kind = _filesystem(data)
     if kind in VOLATILE:
         yield Finding(BAD, "filesystem", f"{kind}: {VOLATILE[kind]}", "use a disk")
@@ -177,16 +181,20 @@ def _disk(data: Path) -> Iterator[Finding]:
         yield Finding(WARNING, "filesystem", f"{kind}, over a network", remedy)
     elif kind:
         yield Finding(OK, "filesystem", kind)
-    free = shutil.disk_usage(data).free
+    free = shutil.disk_usage(there).free
     level = OK if free >= LITTLE else WARNING
     yield Finding(level, "free space", f"{free / 2**30:.1f} GiB")
     level = OK if took < SLOW else WARNING
     remedy = "" if level == OK else "every OK waits for one: use a faster disk"
     yield Finding(level, "sync", f"{took * 1000:.1f} ms to make a small write durable", remedy)
-    mode = data.stat().st_mode
-    if mode & 0o007:
-        text = f"{data} is open to every user of this machine ({mode & 0o777:o})"
+    status = there.stat()
+    if there == data and status.st_mode & 0o007:
+        text = f"{data} is open to every user of this machine ({status.st_mode & 0o777:o})"
         yield Finding(WARNING, "permissions", text, f"chmod o= {data}")
+    if there == data and now.user is not None and status.st_uid != now.user[0]:
+        name = pwd.getpwuid(now.user[0]).pw_name
+        text = f"{data} belongs to uid {status.st_uid}, and USER is {name}"
+        yield Finding(BAD, "permissions", text, f"chown -R {name} {data}")
 
 
 def _sync_time(folder: Path) -> float:

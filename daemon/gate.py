@@ -44,6 +44,7 @@ class Gate:
     """
 
     EVERY: ClassVar[float] = 1.0  # seconds between two lines about the same
+    ABOUT: ClassVar[int] = 1000  # different ones a second, at most
 
     clock: IReactorTime
     most: int = 0
@@ -52,7 +53,7 @@ class Gate:
     refusals: Counter[str] = field(  # by reason
         factory=lambda: Counter({"all": 0, "address": 0}), init=False
     )
-    _here: Counter[str] = field(factory=Counter, init=False)
+    _here: dict[str, int] = field(factory=dict, init=False)
     _count: int = field(default=0, init=False)
     _refused: Counter[str] = field(factory=Counter, init=False)  # since they were last told of
     _told: dict[str, float] = field(factory=dict, init=False)
@@ -63,21 +64,24 @@ class Gate:
             self._say(f"{self._count} connections are open, as many as may be")
             return True
         host = getattr(address, "host", "")
-        if not self.per_address or self._here[host] < self.per_address or self._exempt(host):
+        here = self._here.get(host, 0)
+        if not self.per_address or here < self.per_address or self._exempt(host):
             return False
         self.refusals["address"] += 1
-        self._say(f"{host} has {self._here[host]} connections open, as many as one address may")
+        self._say(f"{host} has {here} connections open, as many as one address may")
         return True
 
     def enter(self, address: IAddress) -> None:
         self._count += 1
-        self._here[getattr(address, "host", "")] += 1
+        host = getattr(address, "host", "")
+        self._here[host] = self._here.get(host, 0) + 1
 
     def leave(self, address: IAddress) -> None:
         self._count -= 1
         host = getattr(address, "host", "")
-        self._here[host] -= 1
-        if not self._here[host]:
+        if left := self._here[host] - 1:
+            self._here[host] = left
+        else:
             del self._here[host]
 
     def _exempt(self, host: str) -> bool:
@@ -85,19 +89,31 @@ class Gate:
         if not host:
             return True
         try:
-            return ip_address(host).is_loopback and not self.loopback
+            address = ip_address(host)
         except ValueError:  # a PROXY header may say anything
             return False
+        # a port for both families has IPv4 in IPv6, of which Python knows only since 3.13
+        known = getattr(address, "ipv4_mapped", None) or address
+        return bool(known.is_loopback) and not self.loopback
 
     def _say(self, why: str) -> None:
-        self._refused[why] += 1
+        """Tell of it now, or when a second is over since that was done."""
         now = self.clock.seconds()
-        if now - self._told.get(why, -self.EVERY) < self.EVERY:
-            return
-        if len(self._told) > 1000:  # many addresses, each once
-            self._told.clear()
-            self._refused = Counter({why: self._refused[why]})
-        self._told[why] = now
+        if len(self._told) >= self.ABOUT and why not in self._told:
+            self._told = {one: at for one, at in self._told.items() if now - at < self.EVERY}
+            if len(self._told) >= self.ABOUT:
+                why = "many addresses have as many connections open as one may"
+        self._refused[why] += 1
+        if self._refused[why] > 1:
+            return  # a line is due
+        wait = self._told.get(why, float("-inf")) + self.EVERY - now
+        if wait <= 0:
+            self._tell(why)
+        else:
+            self.clock.callLater(wait, self._tell, why)
+
+    def _tell(self, why: str) -> None:
+        self._told[why] = self.clock.seconds()
         log.warn(
             "refused {count}: {why}", event="gate.refused", count=self._refused.pop(why), why=why
         )

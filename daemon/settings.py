@@ -118,7 +118,7 @@ class Settings:
     def changes(self, new: Settings) -> list[str]:
         """What `new` changes at once, in words: `[ingest] MAX_FILE_SIZE = 15`."""
         changed = [
-            f"[daemon] {key.upper()} = {getattr(new, key):g}"
+            f"[daemon] {key.upper()} = {getattr(new, key):.16g}"
             for key in ("grace", "connections", "per_address", "limit_loopback")
             if getattr(new, key) != getattr(self, key)
         ]
@@ -148,7 +148,7 @@ def locate(home: Path, environ: Mapping[str, str]) -> Path | None:
     if named := environ.get("ROUNDHOUSE_CONFIG"):
         return Path(named).absolute()
     path = home / "config.cfg"
-    return path if path.exists() else None
+    return path if os.path.exists(path) else None
 
 
 def read(
@@ -165,7 +165,7 @@ def read(
         path=path,
         home=base,
         server_ip=server_ip,
-        data_dir=base / data_dir.expanduser(),
+        data_dir=base / data_dir,
         grace=grace,
         connections=reader.value("daemon", "CONNECTIONS", count, 0),
         per_address=reader.value("daemon", "PER_ADDRESS", count, PER_ADDRESS),
@@ -292,7 +292,7 @@ class _Reader:
         return Wanted(
             format=self.value("daemon", "LOG_FORMAT", choice("text", "json"), usual.format),
             level=self.value("daemon", "LOG_LEVEL", choice(*LEVELS), usual.level),
-            file=None if file is None else self.home / file.expanduser(),
+            file=None if file is None else self.home / file,
             size=self.value("daemon", "LOG_SIZE", size, usual.size),
             keep=self.value("daemon", "LOG_KEEP", partial(count, most=1000), usual.keep),
         )
@@ -398,7 +398,17 @@ def _address(text: str) -> str:
 def _path(text: str) -> Path:
     if not text.strip() or "\0" in text:
         raise ValueError("a folder is needed, such as data or /var/lib/roundhouse")
-    return Path(text.strip())
+    return _expanded(text.strip())
+
+
+def _expanded(text: str) -> Path:
+    """A path; `~` is whose it says."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError(
+            f"{text!r} begins with a home that is not known here; write the whole path"
+        ) from None
 
 
 def _file(text: str) -> Path | None:
@@ -430,7 +440,7 @@ def _runnable(home: Path, text: str) -> tuple[str, ...]:
     if not words:
         return ()
     name = words[0]
-    found = shutil.which(home / Path(name).expanduser() if "/" in name else name)
+    found = shutil.which(home / _expanded(name) if "/" in name else name)
     if found is None:
         where = "there" if "/" in name else "on PATH"
         raise ValueError(f"{name} is no executable program {where}; give the path of one")

@@ -43,25 +43,22 @@ class TcpInfo:
     """getsockopt(TCP_INFO) on a descriptor, without a socket object for each: a look at thousands
     of connections takes milliseconds."""
 
-    _buffer: Any = field(factory=lambda: ctypes.create_string_buffer(_INFO.size), init=False)
-    _size: ctypes.c_uint32 = field(factory=ctypes.c_uint32, init=False)
-    _by_reference: Any = field(init=False)
-    _ask: Any = field(factory=lambda: ctypes.CDLL(None).getsockopt, init=False)
+    _found: bytearray = field(factory=lambda: bytearray(_INFO.size), init=False)
+    _size: ctypes.c_uint32 = field(factory=lambda: ctypes.c_uint32(_INFO.size), init=False)
+    _ask: Any = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._by_reference = ctypes.byref(self._size)
+        # PyDLL keeps the lock of the interpreter: to give it up and get it back costs more
+        place = (ctypes.c_char * _INFO.size).from_buffer(self._found)
+        ask, size = ctypes.PyDLL(None).getsockopt, ctypes.byref(self._size)
+        self._ask = lambda descriptor: ask(descriptor, _TCP, _TCP_INFO, place, size)
 
     def moved(self, descriptor: int) -> tuple[int, int]:
         """The bytes received and sent by it so far; none where that is not known."""
-        size, info = self._size, self._buffer
-        size.value = _INFO.size
-        if (
-            not LINUX
-            or self._ask(descriptor, _TCP, _TCP_INFO, info, self._by_reference)
-            or size.value < _INFO.size
-        ):
+        # an older kernel makes the size smaller than it was, for good
+        if not LINUX or self._ask(descriptor) or self._size.value < _INFO.size:
             return 0, 0
-        state, acked, received, queued, sent, again = _INFO.unpack_from(info)
+        state, acked, received, queued, sent, again = _INFO.unpack(self._found)
         sent -= again
         # FINs count as a byte each in what was acknowledged and received, not in what was sent
         ended = state in _FIN_CAME or (state == _CLOSED and acked > sent)

@@ -30,7 +30,7 @@ from daemon.roundhouse import Roundhouse
 from daemon.settings import ConfigError, Settings
 from daemon.stores import files
 from daemon.stores.trouble import Trouble
-from protocols import handshake, ingest, relay
+from protocols import chat, handshake, ingest, relay
 from protocols.connection import Connection, Live, LiveFactory
 from protocols.spec import Context, Port, Spec
 from protocols.stores import StoreError
@@ -181,9 +181,11 @@ class PageTests(AdminCase):
 
 
 class VisitorTests(AdminCase):
-    def visit(self) -> tuple[Memory, Connection]:
+    def visit(self, clock: Clock | None = None) -> tuple[Memory, Connection]:
         daemon = self.start(TOY + "[admin]\nENABLED = no\n", toy.SPEC)
         daemon.state = "starting"
+        if clock is not None:
+            daemon.desk.live.clock = clock
         connection = daemon.desk.buildProtocol(None)
         memory = Memory(connection)
         connection.makeConnection(memory)
@@ -196,6 +198,14 @@ class VisitorTests(AdminCase):
         connection.silent()
         assert (memory.fin, connection.outcome) == (True, "silent")
         assert connection.live.idle == IDLE
+
+    def test_who_asks_byte_by_byte_has_no_more_time_than_others(self) -> None:
+        clock = Clock()
+        memory, connection = self.visit(clock)
+        for byte in (b"G", b"E", b"T", b" ", b"/", b"s"):
+            connection.dataReceived(byte)
+            clock.advance(IDLE / Live.BEATS)
+        assert (memory.fin, connection.outcome) == (True, "silent")
 
     def test_a_drain_does_not_wait_for_who_asks_nothing(self) -> None:
         memory, connection = self.visit()
@@ -279,11 +289,13 @@ class Daemon:
     state: str = "serving"
     services: tuple[Any, ...] = field(init=False)
     settings: Settings = field(init=False)
+    begun: Settings = field(init=False)
+    factories: dict[str, Any] = field(factory=dict, init=False)
     house: Daemon = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.services, self.house = (self.store,), self
-        self.settings = settings.read(None, self.home, (), {})
+        self.begun = self.settings = settings.read(None, self.home, (), {})
 
 
 class ReadinessTests(SynchronousTestCase):
@@ -410,6 +422,23 @@ class ReadyTests(AdminCase):
         assert "MIN_FREE is" in reply.json["checks"]["disk"]
         status = (await self.ask(daemon, "/status")).json
         assert any(line.startswith("disk: ") for line in status["warnings"])
+
+    async def test_what_a_service_that_is_not_served_wants_free_does_not_matter(self) -> None:
+        text = "[chat]\nPORT = 0\nIRC_PORT = 0\n[ingest]\nENABLED = no\nMIN_FREE = 900 TB\n"
+        daemon = self.start(text + ADMIN, ingest.SPEC, chat.SPEC)
+        reply = await self.ask(daemon, "/readyz")
+        assert (reply.status, reply.json["checks"]["disk"]) == (200, "ok")
+
+    async def test_a_folder_that_only_a_restart_would_use_is_neither_tried_nor_shown(self) -> None:
+        text = f"[ingest]\nPORT = 0\nMIN_FREE = 0\n{ADMIN}"
+        daemon = self.start(text, ingest.SPEC)
+        self.config.write_text(f"[DEFAULT]\nDATA_DIR = elsewhere\n{text}")
+        assert daemon.reload()
+        reply = await self.ask(daemon, "/readyz")
+        assert (reply.status, reply.json["checks"]["disk"]) == (200, "ok")
+        status = (await self.ask(daemon, "/status")).json
+        assert status["data_dir"] == str(self.home / "data")
+        assert status["warnings"] == ["DATA_DIR was changed, and only a restart can follow"]
 
     async def test_trouble_of_a_disk_is_remembered_for_some_seconds(self) -> None:
         text = "[ingest]\nPORT = 0\nMIN_FREE = 0\n[handshake]\nCODE_PORT = 0\nMESSAGE_PORT = 0\n"

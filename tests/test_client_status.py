@@ -175,6 +175,20 @@ class TroubleTests(StatusCase):
         ended = self.run_client("status")
         assert (ended.status, "nobody listens at 127.0.0.1:1: " in ended.err) == (69, True)
 
+    def test_a_daemon_of_another_version_is_said_to_be_one(self) -> None:
+        others: tuple[dict[str, object], ...] = (
+            {"name": "roundhouse", "ready": True},
+            {**FOUND, "limits": None},
+            {**FOUND, "services": {"echo": {"ports": []}}},
+            {**FOUND, "uptime_seconds": "long"},
+        )
+        for found in others:
+            ended = self.ask(found)
+            assert (ended.status, ended.out) == (1, b"")
+            assert "is of another version, and cannot be shown: --json" in ended.err
+            ended = self.ask(found, "--json")
+            assert (ended.status, ended.facts) == (0, found)
+
     def test_whoever_else_answers_is_not_taken_for_a_daemon(self) -> None:
         others: tuple[object, ...] = ({}, [], {"name": "nginx"})
         for found in others:

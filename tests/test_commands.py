@@ -46,6 +46,18 @@ class CheckConfigTests(SynchronousTestCase):
         assert "GRACE      7 s" in shown.output
         assert "LOG        json, info, where twistd logs" in shown.output
 
+    def test_the_limits_and_the_user_of_the_daemon_are_said(self) -> None:
+        shown = self.check("[daemon]\n")
+        assert "connections: as descriptors allow; from one address: 1000" in shown.output
+        assert "USER" not in shown.output
+        text = "[daemon]\nCONNECTIONS = 50\nPER_ADDRESS = 0\nLIMIT_LOOPBACK = on\nUSER = root\n"
+        shown = self.check(text)
+        assert "LIMITS     connections: 50; from one address: any, also from here" in shown.output
+        assert "USER       0, group 0\n" in shown.output
+        found = json.loads(self.check(text, "--json").stdout)
+        assert (found["connections"], found["per_address"], found["user"]) == (50, 0, [0, 0])
+        assert found["limit_loopback"]
+
     def test_what_is_wrong_is_a_line_each_on_stderr_with_status_78(self) -> None:
         shown = self.check("[chat]\nPORT = x\n[relay]\nLEES = 3\n")
         assert shown.exit_code == 78

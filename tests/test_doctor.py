@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import pwd
 import socket
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -49,9 +50,13 @@ class DoctorTests(SynchronousTestCase):
         assert shown.exit_code == 0, shown.output
         assert "bad" not in {line[:8].strip() for line in shown.output.splitlines()}
         found = self.found(self.echo_on(port))
-        assert found["DATA_DIR"] == Finding("ok", "DATA_DIR", f"{self.home}/data can be written to")
+        assert found["DATA_DIR"].text == f"{self.home}/data is not there yet, and can be made"
         assert found["sync"].text.endswith(" ms to make a small write durable")
         assert found["reactor"].level == "ok"
+        assert list(self.home.iterdir()) == [self.config]  # it only looks
+        (self.home / "data").mkdir(mode=0o750)
+        found = self.found(self.echo_on(port))
+        assert found["DATA_DIR"] == Finding("ok", "DATA_DIR", f"{self.home}/data can be written to")
         assert list((self.home / "data").iterdir()) == []
 
     def test_a_taken_port_is_bad_and_says_by_whom(self) -> None:
@@ -95,6 +100,13 @@ class DoctorTests(SynchronousTestCase):
         (self.home / "data").mkdir(mode=0o755)
         found = self.found(self.echo_on(5000))
         assert found["permissions"].remedy == f"chmod o= {self.home}/data"
+
+    def test_data_of_somebody_else_than_user_is_bad(self) -> None:
+        (self.home / "data").mkdir(mode=0o750)
+        other = next(one for one in pwd.getpwall() if one.pw_uid != os.getuid())
+        found = self.found(self.echo_on(5000, f"[daemon]\nUSER = {other.pw_name}"))
+        assert found["permissions"].level == "bad"
+        assert found["permissions"].remedy == f"chown -R {other.pw_name} {self.home}/data"
 
     def test_more_connections_than_files_is_bad(self) -> None:
         self.patch(doctor, "descriptors", lambda: 1024)

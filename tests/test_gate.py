@@ -54,7 +54,7 @@ class GateTests(SynchronousTestCase):
         assert not self.gate.full(address("10.0.0.1"))
 
     def test_this_machine_and_unix_sockets_are_exempt_unless_set(self) -> None:
-        for host in ("127.0.0.1", "127.8.0.1", "::1"):
+        for host in ("127.0.0.1", "127.8.0.1", "::1", "::ffff:127.0.0.1"):
             self.enter(host, host)
             assert not self.gate.full(address(host))
             self.gate.loopback = True
@@ -72,20 +72,36 @@ class GateTests(SynchronousTestCase):
         (said,) = self.said(["10.0.0.9"])
         assert said == "refused 1: 3 connections are open, as many as may be"
 
-    def test_a_flood_is_told_of_once_a_second_and_reason(self) -> None:
+    def test_a_flood_is_told_of_at_once_and_then_once_a_second_and_reason(self) -> None:
         self.enter("10.0.0.1", "10.0.0.1", "10.0.0.2", "10.0.0.2")
         assert len(self.said(["10.0.0.1"] * 50 + ["10.0.0.2"] * 2)) == 2
-        self.clock.advance(1)
+        with capturedLogs() as events:
+            self.clock.advance(1)
+        assert [formatEvent(event).partition(" has ")[0] for event in events] == [
+            "refused 49: 10.0.0.1",
+            "refused 1: 10.0.0.2",
+        ]
+        assert self.said(["10.0.0.1"]) == []
+        with capturedLogs() as events:
+            self.clock.advance(1)
+        assert len(events) == 1
+        assert self.clock.getDelayedCalls() == []
+        self.clock.advance(60)
         (said,) = self.said(["10.0.0.1"])
-        assert said.startswith("refused 50: 10.0.0.1 ")
+        assert said.startswith("refused 1: 10.0.0.1 ")
 
-    def test_what_is_remembered_of_refusals_is_bounded(self) -> None:
+    def test_what_is_said_and_remembered_of_refusals_is_bounded(self) -> None:
         self.gate.per_address = 1
-        for number in range(1500):
-            host = f"10.1.{number >> 8}.{number & 255}"
-            self.enter(host)
-            assert self.gate.full(address(host))
-        assert len(self.gate._told) <= 1001
+        hosts = [f"10.1.{number >> 8}.{number & 255}" for number in range(3 * Gate.ABOUT)]
+        self.enter(*hosts)
+        assert len(self.said(hosts)) == Gate.ABOUT + 1
+        assert len(self.gate._told) == Gate.ABOUT + 1
+        with capturedLogs() as events:
+            self.clock.advance(1)
+        (event,) = events
+        assert formatEvent(event).startswith(f"refused {2 * Gate.ABOUT - 1}: many addresses have")
+        assert len(self.said(hosts[-1:])) == 1
+        assert len(self.gate._told) == 2
 
     def test_what_a_header_claims_is_no_address_of_ours(self) -> None:
         self.enter("unknown", "unknown")

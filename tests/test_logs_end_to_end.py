@@ -256,6 +256,32 @@ class PrivilegeTests(DaemonCase):
         assert daemon.spawn(*FOREGROUND).wait(PATIENCE) == 73
         assert "belongs to uid 0, and USER is nobody; chown -R nobody " in daemon.log
 
+    def test_its_unix_sockets_and_all_the_way_to_its_data_are_theirs(self) -> None:
+        if os.geteuid():
+            raise SkipTest("only root may become another user")
+        nobody = pwd.getpwnam("nobody")
+        daemon = Twistd()
+        self.addCleanup(daemon.discard)
+        daemon.home.chmod(0o755)
+        daemon.configure(
+            "DATA_DIR = one/two",
+            daemon="USER = nobody",
+            echo="LISTEN = unix:echo.sock:mode=600",
+        )
+        daemon.config.chmod(0o644)
+        daemon.start()
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(PATIENCE)
+            sock.connect(str(daemon.home / "echo.sock"))
+            sock.sendall(b"hola")
+            assert sock.recv(9) == b"HOLA"
+        assert daemon.ask(8080, b"abc").startswith(b"OK 3 ")
+        for name, mode in (("echo.sock", 0o600), ("one", 0o750), ("one/two", 0o750)):
+            status = (daemon.home / name).stat()
+            assert (status.st_uid, status.st_mode & 0o777) == (nobody.pw_uid, mode), name
+        assert daemon.stop() == 0
+        assert "Traceback" not in daemon.log
+
     def free(self, port: int) -> bool:
         with socket.socket() as sock:
             return sock.connect_ex(("127.0.0.1", port)) != 0

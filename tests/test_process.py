@@ -178,27 +178,37 @@ class StopTests(ProcessCase):
             daemon.says("once more ends at once")
             assert daemon.stop() == -signal.SIGTERM
 
-    def test_a_foreground_daemon_whose_terminal_is_gone_stops(self) -> None:
-        daemon = self.daemon()
+    def on_a_terminal(self, daemon: Twistd, *command: str) -> int:
+        """Start it in the foreground, by a command before it; our end of its terminal."""
         ours, theirs = pty.openpty()
         twistd = Path(sys.executable).with_name("twistd")
         tac = Path(__file__).resolve().parents[1] / "service.tac"
-        process = subprocess.Popen(
-            ["setsid", "--ctty", str(twistd), *FOREGROUND, "-l", "out.log", "-y", str(tac)],
+        daemon.process = subprocess.Popen(
+            [*command, str(twistd), *FOREGROUND, "-l", "out.log", "-y", str(tac)],
             cwd=daemon.home,
             env=daemon.environ(),
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
         )
-        daemon.process = process
         os.close(theirs)
         daemon.says("Press Ctrl+C to stop.")
         daemon.send(signal.SIGHUP)
         daemon.says("read again")
-        os.close(ours)
-        assert process.wait(PATIENCE) == 0
+        return ours
+
+    def test_a_foreground_daemon_whose_terminal_is_gone_stops(self) -> None:
+        daemon = self.daemon()
+        os.close(self.on_a_terminal(daemon, "setsid", "--ctty"))
+        assert daemon.process is not None
+        assert daemon.process.wait(PATIENCE) == 0
         daemon.says("SIGHUP: finishing")
+
+    def test_a_terminal_that_is_not_its_own_is_not_missed(self) -> None:
+        daemon = self.daemon()
+        ours = self.on_a_terminal(daemon, "setsid")
+        assert daemon.stop() == 0
+        os.close(ours)
 
 
 class LiveSettingsTests(ProcessCase):

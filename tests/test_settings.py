@@ -137,6 +137,8 @@ class ReadingTests(SettingsCase):
             "[talk]\nENABLED = off\nCODE_LISTEN = tcp:3\n"
         )
         assert was.changes(now) == ["[daemon] GRACE = 4", "[ingest] MAX_FILE_SIZE = 2"]
+        more = self.read("[daemon]\nCONNECTIONS = 1234567\nGRACE = 0.5\n")
+        assert was.changes(more)[:2] == ["[daemon] GRACE = 0.5", "[daemon] CONNECTIONS = 1234567"]
         assert was.needing_restart(now) == [
             "DATA_DIR",
             "[ingest] PORT",
@@ -199,6 +201,13 @@ class BadConfigurationTests(SettingsCase):
             ),
         }.items():
             assert self.problems(text) == [wanted]
+
+    def test_a_home_that_is_not_known_is_no_path(self) -> None:
+        wrong = "'~no-such-user/x' begins with a home that is not known here; write the whole path"
+        for section, key in (("DEFAULT", "DATA_DIR"), ("daemon", "LOG_FILE"), ("talk", "RUN")):
+            assert self.problems(f"[{section}]\n{key} = ~no-such-user/x\n") == [
+                f"config.cfg:2: [{section}] {key} = ~no-such-user/x: {wrong}"
+            ]
 
     def test_a_misspelt_name_is_refused_with_the_nearest_right_one(self) -> None:
         assert self.problems("[ingest]\nMAX_FILE_SIZ = 1\n") == [

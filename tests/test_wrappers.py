@@ -26,11 +26,12 @@ from zope.interface import implementer
 
 from daemon import binding
 from daemon.binding import PortsTaken
+from daemon.gate import Gate
 from daemon.settings import Listen
 from daemon.wrappers import proxy, wrap
 from daemon.wrappers.proxy import Header, Proxy
 from daemon.wrappers.tls import Secure
-from daemon.wrappers.wrapper import PATIENCE
+from daemon.wrappers.wrapper import PATIENCE, Wrapper
 from protocols.connection import Connection, Live, LiveFactory
 from protocols.echo import Echo
 from protocols.spec import Port
@@ -702,6 +703,47 @@ class AtTheDoor(WrappedCase):
         assert place.factory.live.outcomes == {"refused": 1}
 
     @driven
+    async def test_who_says_nothing_there_counts_as_a_connection_of_its_address(
+        self, net: Net
+    ) -> None:
+        self.patch(Wrapper, "MOST", 2)
+        place = self.place(net)
+        gate = place.factory.live.gate = Gate(net.reactor, per_address=3, loopback=True)
+        peers = [place.dial() for _ in range(3)]
+        await net.until(lambda: place.waiting == 3)
+        late = place.dial()
+        await net.until(lambda: late.reset)
+        assert (place.waiting, gate.refusals["address"]) == (3, 1)
+        assert place.factory.live.outcomes == {"refused": 1}
+        assert net.logged("refused 1: 127.0.0.1 has 3 connections open") == 1
+        for peer in peers:
+            peer.resets()
+        await net.until(lambda: not place.waiting)
+        _, inside = await self.open(place)
+        inside.notify()
+        await net.until(lambda: inside.over)
+        await net.until(lambda: not place.factory.live)
+        assert not gate._here
+
+    @driven
+    async def test_one_too_many_is_told_so_inside_while_few_are_at_the_door(self, net: Net) -> None:
+        place = self.place(net)
+        place.factory.live.gate = Gate(net.reactor, per_address=1, loopback=True)
+        place.factory.busy = b"ERR busy\n"
+        await self.open(place)
+        late = self.dial(place)
+        await net.until(lambda: late.heard == b"ERR busy\n" and late.notified)
+
+    @driven
+    async def test_a_balancer_speaks_for_many(self, net: Net) -> None:
+        self.patch(Wrapper, "MOST", 0)
+        place = self.place(net, "haproxy:tcp:0:interface=127.0.0.1")
+        place.factory.live.gate = Gate(net.reactor, per_address=1, loopback=True)
+        for number in (1, 2, 3):
+            place.dial()
+            await net.until(lambda n=number: place.waiting == n)
+
+    @driven
     async def test_who_is_still_at_the_door_when_the_port_closes_is_reset(self, net: Net) -> None:
         for endpoint in ("ssl:0:interface=127.0.0.1", "haproxy:ssl:0:interface=127.0.0.1"):
             place = self.place(net, endpoint)
@@ -866,7 +908,7 @@ class BehindABalancer(WrappedCase):
     @driven
     async def test_anything_else_is_reset_and_named(self, net: Net) -> None:
         for wrong, why in {
-            b"GET / HTTP/1.1\r\n": "refused (no PROXY header, but 'GET / HTTP/1.1\\r\\n')",
+            b"GET / HTTP/1.1\r\n": "refused (no PROXY header, but something else)",
             b"PROXY SCTP\r\n": "refused (a PROXY line that is neither ",
             b"PROXY " + bytes(200): "refused (a PROXY line longer than 107 bytes)",
         }.items():
@@ -985,9 +1027,9 @@ HEADERS: dict[bytes, tuple[Any, Any]] = {
     binary(0x20, 0x00, b""): NOBODY,
 }
 MALFORMED = {
-    b"GET / HTTP/1.1": "no PROXY header, but 'GET / HTTP/1.1'",
-    b"PROXy": "no PROXY header, but 'PROXy'",
-    b"\r\n\r\n\0\r\nQUIT\r": "no PROXY header, but ",
+    b"GET / HTTP/1.1": "no PROXY header, but something else",
+    b"PROXy": "no PROXY header, but something else",
+    b"\r\n\r\n\0\r\nQUIT\r": "no PROXY header, but something else",
     b"PROXY \r\n": "a PROXY line that is neither UNKNOWN nor TCP4 or TCP6",
     b"PROXY TCP4 1.1.1.1 2.2.2.2 1\r\n": "a PROXY line that is neither",
     b"PROXY TCP4 1.1.1.1 2.2.2.2 1 2 3\r\n": "a PROXY line that is neither",

@@ -64,7 +64,10 @@ class Metrics(Collector):
 
     def encode(self, accept: str) -> tuple[bytes, str]:
         """All of it, and the media type that `accept` asks for."""
-        encode, media_type = choose_encoder(accept)
+        try:
+            encode, media_type = choose_encoder(accept)
+        except TypeError:  # it compares a version that is none with numbers
+            encode, media_type = choose_encoder("")
         return encode(self._registry), media_type
 
     def describe(self) -> Iterator[Metric]:

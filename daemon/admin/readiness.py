@@ -101,8 +101,9 @@ class Readiness:
             return Deferred()
         self._probing = True
         now = self.daemon.settings
-        least = max(getattr(one.options, "min_free", 0) for one in now.services.values())
-        return self.in_thread(self._probe, now.data_dir, least)
+        served = [now.services[name].options for name in self.daemon.factories]
+        least = max((getattr(options, "min_free", 0) for options in served), default=0)
+        return self.in_thread(self._probe, self.daemon.begun.data_dir, least)
 
     def _probe(self, folder: Path, least: int) -> None:
         try:

@@ -110,6 +110,11 @@ class Visitor(Connection):
     _http: Http1 = field(factory=lambda: Http1(_LIMITS), init=False)
     _asked: bool = field(default=False, init=False)
 
+    def dataReceived(self, data: bytes) -> None:
+        quiet = self.quiet
+        super().dataReceived(data)
+        self.quiet = quiet  # the time is for the whole request, however slowly it comes
+
     def received(self, data: bytes) -> None:
         for exchange in self._http.feed(data):
             if self._asked:

@@ -1,7 +1,7 @@
 """The daemon in one JSON object: what runs, where it listens, who is there, what is not right.
 
 name version pid python reactor     what it is; reactor: {name, why}
-state ready checks                  `readiness`; lag_seconds: of the reactor
+state ready checks                  `readiness`; lag_seconds: of the reactor; restarts: SIGUSR2 is one
 started uptime_seconds              ISO 8601, UTC
 config data_dir                     paths; config is null where there is none
 connections limits                  in all; limits: what the gate lets in, and descriptors
@@ -46,13 +46,14 @@ def describe(daemon: Roundhouse, checks: Mapping[str, str]) -> dict[str, Any]:
         "python": platform.python_version(),
         "reactor": attrs.asdict(daemon.chosen) if daemon.chosen else None,
         "state": daemon.state,
+        "restarts": True,
         "ready": ready(checks),
         "checks": dict(checks),
         "lag_seconds": round(daemon.pulse.lag, 6),
         "started": daemon.started.isoformat(timespec="seconds") if daemon.started else None,
         "uptime_seconds": round(daemon.uptime, 1),
         "config": None if now.path is None else str(now.path),
-        "data_dir": str(now.data_dir),
+        "data_dir": str(daemon.begun.data_dir),
         "connections": sum(
             port["connections"]
             for service in services.values()

@@ -53,7 +53,7 @@ def read(data: bytes) -> Header | None:
         return _read_line(data)
     if data.startswith(V2[: len(data)]):
         return _read_binary(data)
-    raise ValueError(f"no PROXY header, but {ascii(data[:16])[1:]}")
+    raise ValueError("no PROXY header, but something else")  # which may be secret
 
 
 def _read_line(data: bytes) -> Header | None:
@@ -131,6 +131,11 @@ class Proxied(Wrapped):
     OWES: ClassVar[str] = "PROXY header"
 
     _header: Header | None = field(default=None, init=False)
+
+    @property
+    def counts_for(self) -> IAddress:
+        """None: a balancer speaks for many."""
+        return UNIXAddress(None)
 
     def dataReceived(self, data: bytes) -> None:
         if self._header is not None:

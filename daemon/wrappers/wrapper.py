@@ -4,6 +4,9 @@ A peer is first at the door: it owes a header or a handshake, for which it has P
 The service does not know of it, so it is neither served nor taken for silent. Then it is let in:
 only now the service builds its connection. Who is still at the door when the port closes is
 reset.
+
+The gate counts who is at the door like who is inside, for silence costs a descriptor there, too.
+One too many is reset at the door if MOST are there already, else inside, where it can be told.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import Any, ClassVar
 from attrs import define, field
 from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import (
+    IAddress,
     IDelayedCall,
     IHalfCloseableProtocol,
     IProtocolFactory,
@@ -40,6 +44,7 @@ class Wrapper(Factory["Wrapped"]):
     """
 
     noisy = False
+    MOST: ClassVar[int] = 64
 
     within: IProtocolFactory
     served: LiveFactory
@@ -61,14 +66,24 @@ class Wrapper(Factory["Wrapped"]):
         for wrapped in list(self._at_the_door):
             wrapped.abortConnection()
 
-    def came(self, wrapped: Wrapped) -> None:
+    def came(self, wrapped: Wrapped) -> bool:
+        """Whether it may stay."""
+        live = self.served.live
+        if live.gate is not None:
+            if len(self._at_the_door) >= self.MOST and live.gate.full(wrapped.counts_for):
+                live.outcomes["refused"] += 1
+                return False
+            live.gate.enter(wrapped.counts_for)
         self._at_the_door[wrapped] = self.clock.seconds() + PATIENCE
         if self._sweep is None:
             self._sweep = self.clock.callLater(PATIENCE, self._send_away)
+        return True
 
     def gone(self, wrapped: Wrapped) -> None:
         """It was let in, or it is lost."""
-        self._at_the_door.pop(wrapped, None)
+        was_there = self._at_the_door.pop(wrapped, None) is not None
+        if was_there and (gate := self.served.live.gate) is not None:
+            gate.leave(wrapped.counts_for)
 
     def _send_away(self) -> None:
         now = self.clock.seconds()
@@ -105,8 +120,16 @@ class Wrapped(Protocol):
 
     # at the door
 
+    @property
+    def counts_for(self) -> IAddress:
+        """The address that it is one connection of, as far as is known there."""
+        address: IAddress = self.transport.getPeer()
+        return address
+
     def connectionMade(self) -> None:
-        self.wrapper.came(self)
+        if not self.wrapper.came(self):
+            self._refused = True  # the gate has said so
+            self.transport.abortConnection()
 
     def let_in(self) -> None:
         """What it owed is here. Deliver what came with it."""
