@@ -1,7 +1,8 @@
 """The daemon in one JSON object: what runs, where it listens, who is there, what is not right.
 
 name version pid python reactor     what it is; reactor: {name, why}
-state ready checks                  `readiness`; lag_seconds: of the reactor; restarts: SIGUSR2 is one
+state ready checks                  `readiness`; lag_seconds: of the reactor
+restarts                            SIGUSR2 is understood
 started uptime_seconds              ISO 8601, UTC
 config data_dir                     paths; config is null where there is none
 connections limits                  in all; limits: what the gate lets in, and descriptors
