@@ -242,23 +242,29 @@ class BuildTests(SynchronousTestCase):
         assert fresh.is_dir()
         assert fresh.parent != self.scratch
 
-    def test_a_source_is_compiled_once_and_again_when_it_changes(self) -> None:
+    def test_a_source_is_compiled_once_and_again_when_it_or_a_header_changes(self) -> None:
         needs_compiler()
         (self.scratch / "c").mkdir()
         source = self.scratch / "c" / "one.c"
-        source.write_text("int main(void) { return 0; }")
+        header = self.scratch / "c" / "status.h"
+        header.write_text("#define STATUS 0")
+        source.write_text('#include "status.h"\nint main(void) { return STATUS; }')
         shop = Workshop(self.scratch)
         with patch.object(build, "SOURCES", self.scratch):
             first = shop.c("one")
             stamp = first.stat().st_mtime_ns
             assert shop.c("one").stat().st_mtime_ns == stamp
+            header.write_text("#define STATUS 6")
+            other = shop.c("one")
+            assert subprocess.run([other], check=False).returncode == 6
             source.write_text("int main(void) { return 7; }")
             again = shop.c("one")
             assert subprocess.run([again], check=False).returncode == 7
             source.write_text("int main(void) { return")
             with pytest.raises(Unbuilt, match=r"one\.c"):
                 shop.c("one")
-        assert {path.name for path in self.scratch.iterdir()} == {"c", first.name, again.name}
+        made = {first.name, other.name, again.name}
+        assert {path.name for path in self.scratch.iterdir()} == {"c", *made}
 
     def test_go_is_missing_or_builds_without_the_network(self) -> None:
         shop = Workshop(self.scratch, {"PATH": str(self.scratch)})

@@ -30,41 +30,27 @@
  * it cannot go on, 2 wrong usage.
  */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <errno.h>
-#include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdarg.h>
-#include <stdatomic.h>
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/sendfile.h>
-#include <sys/socket.h>
-#include <time.h>
-#include <unistd.h>
 
-#define SECOND 1000000000ull /* all times are in nanoseconds */
+#define NAME "bulk_load"
+#define PATIENCE 60 /* seconds for an answer: some sync gigabytes before it */
+#include "load.h"
+
 #define PACE (SECOND / 1000) /* between two lines of echo */
-#define PATIENCE 60          /* seconds for an answer: some sync gigabytes before it */
 #define SPARE 300            /* seconds that everything may take */
 #define STACK (128 * 1024)
 #define READ (1024 * 1024)
-#define ANSWER 4096   /* bytes of an answer that are kept */
-#define SOURCES 250   /* addresses to connect from where ports would run out */
-#define LINE 64       /* bytes of a line of echo */
-#define LINES 3907    /* of 256 bytes: a megabyte that fits no buffer evenly */
+#define ANSWER 4096 /* bytes of an answer that are kept */
+#define LINE 64     /* bytes of a line of echo */
+#define LINES 3907  /* of 256 bytes: a megabyte that fits no buffer evenly */
 
-static struct sockaddr_in server = {.sin_family = AF_INET}, echo = {.sin_family = AF_INET};
-static int data; /* a file in memory, with what is in `text` */
+static int port, echo_port; /* 0: no echo is asked */
+static int data;            /* a file in memory, with what is in `text` */
 static char *text;
 static int64_t period, bytes;
 static const char *wanted, *where;
@@ -74,27 +60,12 @@ static atomic_bool over;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of what follows */
 static uint64_t *latencies, taken, room;
-static uint64_t wrong;
-
-static uint64_t now(void)
-{
-    struct timespec time;
-
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return time.tv_sec * SECOND + time.tv_nsec;
-}
-
-static void die(const char *what)
-{
-    fprintf(stderr, "bulk_load: %s: %s\n", what, strerror(errno));
-    exit(1);
-}
 
 static bool fault(const char *what, const char *more)
 {
     pthread_mutex_lock(&lock);
     if (!wrong++)
-        fprintf(stderr, "bulk_load: %s: %s\n", what, more);
+        fprintf(stderr, NAME ": %s: %s\n", what, more);
     pthread_mutex_unlock(&lock);
     return false;
 }
@@ -119,27 +90,6 @@ static int ascending(const void *one, const void *other)
 static double percentile(double share)
 {
     return taken ? latencies[(uint64_t)(share * (taken - 1))] / 1e3 : 0;
-}
-
-static int dial(struct sockaddr_in *to)
-{
-    static atomic_uint calls;
-    struct timeval patience = {.tv_sec = PATIENCE};
-    struct sockaddr_in source = {.sin_family = AF_INET};
-    int on = 1, fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-    if (fd < 0)
-        die("socket");
-    source.sin_addr.s_addr = htonl((127 << 24) + (1 << 16) + 1 + calls++ % SOURCES);
-    setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
-    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
-    if (bind(fd, (void *)&source, sizeof source))
-        die("bind");
-    if (connect(fd, (void *)to, sizeof *to))
-        die("connect");
-    return fd;
 }
 
 static bool say(int fd, const char *form, ...)
@@ -197,7 +147,7 @@ static bool hear_answer(int fd)
 static bool create(char path[ANSWER])
 {
     char answer[ANSWER + 1], *location, *slashes;
-    int fd = dial(&server);
+    int fd = dial(port, 0, 0);
     bool heard = say(fd,
                      "POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
                      "Tus-Resumable: 1.0.0\r\nUpload-Length: %lld\r\n"
@@ -250,10 +200,10 @@ static bool stream(void)
 
     if (!right)
         return false;
-    fd = dial(&server);
+    fd = dial(port, 0, 0);
     right = store(fd, path);
     close(fd);
-    if (right && !echo.sin_port)
+    if (right && !echo_port)
         took(now() - began);
     return right;
 }
@@ -280,7 +230,7 @@ static bool fetch(unsigned number, bool compared)
     uint64_t began = now();
     char head[ANSWER + 1], *body = NULL, *room = NULL;
     int64_t got = 0, size = 0;
-    int fd = dial(&server);
+    int fd = dial(port, 0, 0);
     ssize_t more = 1;
     bool right = say(fd,
                      "GET %s%06u.bin HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n",
@@ -309,7 +259,7 @@ static bool fetch(unsigned number, bool compared)
         right = fault("GET", more < 0 ? strerror(errno) : "not as many bytes as were stored");
     free(room);
     close(fd);
-    if (right && !compared && !echo.sin_port)
+    if (right && !compared && !echo_port)
         took(now() - began);
     return right;
 }
@@ -415,7 +365,7 @@ static void idle(int count, atomic_ullong *counted)
 {
     for (int i = 0; i < count; i++) {
         uint64_t began = now();
-        int fd = dial(&server);
+        int fd = dial(port, 0, 0);
         off_t place = 0;
 
         if (sendfile(fd, data, &place, bytes) != bytes)
@@ -423,15 +373,6 @@ static void idle(int count, atomic_ullong *counted)
         took(now() - began);
         ++*counted;
     }
-}
-
-static double cpu(void)
-{
-    struct rusage used;
-
-    getrusage(RUSAGE_SELF, &used);
-    return used.ru_utime.tv_sec + used.ru_stime.tv_sec +
-           (used.ru_utime.tv_usec + used.ru_stime.tv_usec) / 1e6;
 }
 
 static int usage(void)
@@ -448,14 +389,13 @@ int main(int argc, char **argv)
     bool fetches = !strcmp(mode, "fetch"), idles = !strcmp(mode, "idle");
     atomic_ullong counted = 0;
     uint64_t began, ended;
-    struct rlimit files;
     pthread_t echoing = 0;
     double spent;
-    char line[16];
     int count;
 
     if ((argc != 9 && argc != 10) || (!streams && !small && !idles && !fetches))
         return usage();
+    port = atoi(argv[1]);
     count = atoi(argv[4]);
     bytes = atoll(argv[5]);
     put = !strcmp(argv[6], "put");
@@ -467,13 +407,9 @@ int main(int argc, char **argv)
         (!put && !tus && strcmp(argv[6], "raw")) || (fetches && !put))
         return usage();
     compose();
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    end_with_parent();
     alarm(atof(argv[2]) + SPARE);
-    getrlimit(RLIMIT_NOFILE, &files);
-    files.rlim_cur = files.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &files);
-    server.sin_port = htons(atoi(argv[1]));
-    server.sin_addr.s_addr = echo.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    allow_files();
     if (fetches) {
         in_threads(count, one_stream, &counted);
         if (counted != (unsigned)count)
@@ -481,14 +417,12 @@ int main(int argc, char **argv)
         counted = taken = 0;
     }
     if (argc == 10)
-        echo.sin_port = htons(atoi(argv[9]));
-    puts("ready");
-    fflush(stdout);
-    if (read(0, line, sizeof line) <= 0)
+        echo_port = atoi(argv[9]);
+    if (!may_begin())
         return 1;
     spent = cpu();
-    if (echo.sin_port)
-        echoing = start(lines, (void *)(intptr_t)dial(&echo));
+    if (echo_port)
+        echoing = start(lines, (void *)(intptr_t)dial(echo_port, 0, 0));
     began = now();
     deadline = began + atof(argv[2]) * SECOND;
     if (streams)
@@ -501,7 +435,7 @@ int main(int argc, char **argv)
         idle(count, &counted);
     ended = now();
     over = true;
-    if (echo.sin_port)
+    if (echo_port)
         pthread_join(echoing, NULL);
     spent = cpu() - spent;
     if (fetches && !wrong)
@@ -511,8 +445,6 @@ int main(int argc, char **argv)
            "%.2f, \"wrong\": %llu, \"cpu\": %.6f}\n",
            counted, counted * bytes, (ended - began) / 1e9, percentile(.5), percentile(.99),
            (unsigned long long)wrong, spent);
-    fflush(stdout);
-    while (read(0, line, sizeof line) > 0)
-        ;
+    hold();
     return 0;
 }

@@ -22,36 +22,23 @@
  * measure until all is delivered, one line of JSON, hold the connections until standard input ends.
  */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <netinet/tcp.h>
-#include <signal.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
-#include <sys/prctl.h>
-#include <sys/resource.h>
-#include <sys/socket.h>
-#include <time.h>
-#include <unistd.h>
 
-#define SECOND 1000000000ull /* all times are in nanoseconds */
+#define NAME "chat_load"
+#define PATIENCE 10 /* seconds for a line to reach everybody */
+#include "latencies.h"
+
 #define LENGTH 64            /* bytes of a line, without its ending */
 #define LONG 250             /* with `stuck` */
 #define WARM 0.2             /* of SECONDS */
-#define PATIENCE 10          /* seconds for a line to reach everybody */
 #define SPARE 100            /* seconds that all the rest may take */
+#define SMALL 4096           /* bytes that the kernel may hold for one that never reads */
 #define QUIET 0.15           /* seconds of silence after all have joined */
 #define EVENTS 512
 #define READ (256 * 1024)
 #define UNDER_WAY (1 << 17) /* lines; a power of two */
 #define PINGS 1000
 #define FLOOD (64 * 1024) /* bytes of a write */
-#define SOURCES 250
-#define BUCKETS 64
 
 enum wire { LINES, IRC, NATS, REDIS, MQTT };
 static const char *names[] = {"line", "irc", "nats", "redis", "mqtt"};
@@ -77,51 +64,12 @@ static int length = LENGTH;
 static char fill[LONG];
 static uint32_t sent, done;
 static uint32_t reached[UNDER_WAY];
-static uint64_t ops, wrong, latencies[BUCKETS * 60];
-
-static uint64_t now(void)
-{
-    struct timespec time;
-
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return time.tv_sec * SECOND + time.tv_nsec;
-}
-
-static void die(const char *what)
-{
-    fprintf(stderr, "chat_load: %s: %s\n", what, strerror(errno));
-    exit(1);
-}
 
 static void fault(const struct connection *c, const char *what)
 {
     if (!wrong++)
-        fprintf(stderr, "chat_load: connection %d, after %llu right lines: %s\n", c->number,
+        fprintf(stderr, NAME ": connection %d, after %llu right lines: %s\n", c->number,
                 (unsigned long long)c->got, what);
-}
-
-static void took(uint64_t time)
-{
-    int shift = time < BUCKETS ? 0 : 57 - __builtin_clzll(time);
-
-    latencies[time < BUCKETS ? time : shift * BUCKETS + (time >> shift)]++;
-    ops++;
-}
-
-/* The latency in microseconds that `share` of all operations did not exceed. */
-static double percentile(double share)
-{
-    uint64_t seen = 0;
-
-    for (uint64_t i = 0; i < sizeof latencies / sizeof *latencies; i++) {
-        seen += latencies[i];
-        if (seen && seen >= share * ops) {
-            int shift = i < 2 * BUCKETS ? 0 : i / BUCKETS - 1;
-
-            return (((i - (uint64_t)shift * BUCKETS) << shift) + (1ull << shift) / 2) / 1e3;
-        }
-    }
-    return 0;
 }
 
 static void watch(struct connection *c, uint32_t events, int how)
@@ -254,28 +202,6 @@ static void receive(struct connection *c)
         fault(c, "something stands between two lines");
 }
 
-static int dial(int port, int small)
-{
-    static unsigned calls;
-    struct timeval patience = {.tv_sec = PATIENCE};
-    struct sockaddr_in source = {.sin_family = AF_INET}, server = {.sin_family = AF_INET};
-    int on = 1, bytes = 4096, fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-    if (fd < 0)
-        die("socket");
-    source.sin_addr.s_addr = htonl((127 << 24) + (1 << 16) + 1 + calls++ % SOURCES);
-    server.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    server.sin_port = htons(port);
-    setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
-    if (small)
-        setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &bytes, sizeof bytes);
-    if (bind(fd, (void *)&source, sizeof source) || connect(fd, (void *)&server, sizeof server))
-        die("connect");
-    return fd;
-}
-
 static void put(int fd, const char *text, size_t size)
 {
     if (send(fd, text, size, MSG_NOSIGNAL) != (ssize_t)size)
@@ -323,7 +249,7 @@ static void enter(struct connection *c, int receives, int kind)
     c->number = total++;
     c->receives = receives;
     c->wire = wires[kind % kinds].wire;
-    c->fd = dial(wires[kind % kinds].port, c->stuck);
+    c->fd = dial(wires[kind % kinds].port, 0, c->stuck ? SMALL : 0);
     switch (c->wire) {
     case IRC:
         size = sprintf(text, "NICK n%d\r\nUSER n%d 0 * :n\r\n", c->number, c->number);
@@ -414,8 +340,7 @@ static void run(uint64_t seconds, uint64_t bytes)
     uint64_t started = now(), end = started + seconds, next = 0, time;
     uint32_t first = sent;
 
-    ops = 0;
-    memset(latencies, 0, sizeof latencies);
+    forget();
     while (((time = now()) < end || bytes) && !wrong) {
         if (bytes && (uint64_t)(sent - first) * length >= bytes) {
             end = time;
@@ -457,10 +382,10 @@ static int probe(int port, uint64_t end)
         die("fork");
         break;
     case 0: {
-        int fd = dial(port, 0);
+        int fd = dial(port, 0, 0);
         char answer[2];
 
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        end_with_parent();
         for (uint64_t asked, time; (asked = now()) < end; usleep(1000000 / PINGS)) {
             put(fd, "p\n", 2);
             if (recv(fd, answer, 2, MSG_WAITALL) != 2 || memcmp(answer, "P\n", 2))
@@ -519,8 +444,7 @@ static void flood(uint64_t seconds, int port)
             }
         }
     }
-    ops = 0;
-    memset(latencies, 0, sizeof latencies);
+    forget();
     while (read(told, &time, sizeof time) == sizeof time)
         took(time);
 }
@@ -553,23 +477,12 @@ static int understand(char *text, int port)
     return kinds;
 }
 
-static double cpu(void)
-{
-    struct rusage used;
-
-    getrusage(RUSAGE_SELF, &used);
-    return used.ru_utime.tv_sec + used.ru_stime.tv_sec +
-           (used.ru_utime.tv_usec + used.ru_stime.tv_usec) / 1e6;
-}
-
 int main(int argc, char **argv)
 {
     const char *mode = argc > 4 ? argv[4] : "";
     int floods = !strcmp(mode, "flood"), sticks = !strcmp(mode, "stuck");
-    struct rlimit files;
     double seconds, spent;
     uint64_t began;
-    char line[16];
 
     if ((strcmp(mode, "loop") && strcmp(mode, "rate") && !floods && !sticks) ||
         argc != 8 - floods + 2 * sticks || !understand(argv[3], atoi(argv[1])))
@@ -587,15 +500,13 @@ int main(int argc, char **argv)
     if (seconds <= 0 || seconds > 3600 || receivers < 1 || senders < 1 || senders > 256 ||
         window > UNDER_WAY / 2 || (!floods && !window == !rate))
         return usage();
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    end_with_parent();
     alarm(2 * seconds + SPARE);
-    getrlimit(RLIMIT_NOFILE, &files);
-    files.rlim_cur = files.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &files);
+    allow_files();
     loop = epoll_create1(EPOLL_CLOEXEC);
     all = calloc(receivers + senders + stuck + 1, sizeof *all);
     if (loop < 0 || !all)
-        die("chat_load");
+        die("epoll_create1 or calloc");
     memset(fill, 'w', sizeof fill);
     fill[length - 26] = '$'; /* the last byte of a line */
     for (int i = 0; i < receivers; i++)
@@ -620,9 +531,7 @@ int main(int argc, char **argv)
             enter(c, 0, i);
         }
     }
-    printf("ready\n");
-    fflush(stdout);
-    if (!fgets(line, sizeof line, stdin))
+    if (!may_begin())
         return 1;
     spent = cpu();
     began = now();
@@ -630,12 +539,7 @@ int main(int argc, char **argv)
         flood(seconds * SECOND, atoi(argv[6]));
     else
         run(seconds * SECOND, most);
-    printf("{\"ops\": %llu, \"seconds\": %.6f, \"p50_us\": %.3f, \"p99_us\": %.3f, \"wrong\": %llu,"
-           " \"cpu\": %.6f}\n",
-           (unsigned long long)ops, (now() - began) / 1e9, percentile(0.5), percentile(0.99),
-           (unsigned long long)wrong, cpu() - spent);
-    fflush(stdout);
-    while (fgets(line, sizeof line, stdin))
-        continue;
+    tell(began, spent);
+    hold();
     return 0;
 }

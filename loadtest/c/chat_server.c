@@ -7,25 +7,17 @@
  * Who cannot take a line is waited for: it is a limit, not a server to have. Ends with its parent.
  */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <errno.h>
 #include <netinet/tcp.h>
 #include <poll.h>
-#include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
-#include <sys/prctl.h>
-#include <sys/resource.h>
-#include <sys/socket.h>
-#include <unistd.h>
+
+#define NAME "chat_server"
+#include "server.h"
 
 #define READ (64 * 1024)
 #define LONGEST 1024 /* bytes of a line */
 #define EVENTS 512
 #define ACCEPTS 256 /* of one turn */
-#define BACKLOG 4096
 
 struct begun { /* of a line, by descriptor */
     int size;
@@ -37,12 +29,6 @@ static int *members, count; /* descriptors of all */
 static char batch[EVENTS * (READ + LONGEST)];
 static size_t batched;
 static int loop;
-
-static void die(const char *what)
-{
-    perror(what);
-    exit(1);
-}
 
 static int valid(const char *text, size_t size)
 {
@@ -135,29 +121,23 @@ static void receive(int fd)
 
 int main(int argc, char **argv)
 {
-    struct sockaddr_in address = {.sin_family = AF_INET};
     struct epoll_event events[EVENTS], event = {.events = EPOLLIN};
-    struct rlimit files;
-    int on = 1, listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    size_t files;
+    int listener;
 
     if (argc != 2) {
         fprintf(stderr, "usage: chat_server PORT\n");
         return 2;
     }
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    getrlimit(RLIMIT_NOFILE, &files);
-    files.rlim_cur = files.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &files);
-    begun = calloc(files.rlim_cur, sizeof *begun);
-    members = calloc(files.rlim_cur, sizeof *members);
-    address.sin_port = htons(atoi(argv[1]));
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    end_with_parent();
+    files = allow_files();
+    begun = calloc(files, sizeof *begun);
+    members = calloc(files, sizeof *members);
     loop = epoll_create1(EPOLL_CLOEXEC);
+    listener = listening(atoi(argv[1]), SOCK_NONBLOCK);
     event.data.fd = listener;
-    if (!begun || !members || bind(listener, (void *)&address, sizeof address) ||
-        listen(listener, BACKLOG) || loop < 0 || epoll_ctl(loop, EPOLL_CTL_ADD, listener, &event))
-        die("chat_server");
+    if (!begun || !members || loop < 0 || epoll_ctl(loop, EPOLL_CTL_ADD, listener, &event))
+        die("epoll_ctl or calloc");
     for (;;) {
         int some = epoll_wait(loop, events, EVENTS, -1);
 

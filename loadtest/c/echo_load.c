@@ -21,32 +21,19 @@
  * load. Exit status: 0 with a line of JSON, 1 where it cannot go on, 2 wrong usage.
  */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <errno.h>
-#include <netinet/tcp.h>
-#include <signal.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
-#include <sys/prctl.h>
-#include <sys/resource.h>
-#include <sys/socket.h>
-#include <time.h>
-#include <unistd.h>
 
-#define SECOND 1000000000ull /* all times are in nanoseconds */
+#define NAME "echo_load"
+#define PATIENCE 10 /* seconds for an answer */
+#include "latencies.h"
+
 #define WARM 0.2             /* of SECONDS */
 #define WARM_IDLE 100        /* connections, with `idle` */
-#define PATIENCE 10          /* seconds for an answer */
 #define SPARE 60             /* seconds that all the rest may take */
 #define EVENTS 1024
 #define READ (256 * 1024)
 #define PATTERN (256 * 1024) /* bytes, about, until a connection begins again */
 #define MESSAGES 251         /* of a pattern, at most */
-#define SOURCES 250          /* addresses to connect from where ports would run out */
-#define BUCKETS 64           /* of latencies, for each power of two: 1.6 % exact */
 
 struct connection {
     int fd, number;
@@ -58,10 +45,9 @@ struct connection {
 };
 
 static struct connection *all;
-static int connections, loop;
+static int port, connections, loop;
 static size_t size;
 static uint64_t depth = 1, rate; /* rate 0: a closed loop */
-static struct sockaddr_in server = {.sin_family = AF_INET};
 
 /* The pattern twice, so that each piece of it lies in one stretch; and its answer. */
 static char *text, *answer;
@@ -69,51 +55,12 @@ static size_t period;
 
 static uint64_t started;   /* this run */
 static uint64_t under_way; /* bytes sent and not answered */
-static uint64_t ops, wrong, latencies[BUCKETS * 60];
-
-static uint64_t now(void)
-{
-    struct timespec time;
-
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return time.tv_sec * SECOND + time.tv_nsec;
-}
-
-static void die(const char *what)
-{
-    fprintf(stderr, "echo_load: %s: %s\n", what, strerror(errno));
-    exit(1);
-}
 
 static void fault(const struct connection *c, const char *what)
 {
     if (!wrong++)
-        fprintf(stderr, "echo_load: connection %d, after %llu right bytes: %s\n", c->number,
+        fprintf(stderr, NAME ": connection %d, after %llu right bytes: %s\n", c->number,
                 (unsigned long long)c->got, what);
-}
-
-static void took(uint64_t time)
-{
-    int shift = time < BUCKETS ? 0 : 57 - __builtin_clzll(time);
-
-    latencies[time < BUCKETS ? time : shift * BUCKETS + (time >> shift)]++;
-    ops++;
-}
-
-/* The latency in microseconds that `share` of all operations did not exceed. */
-static double percentile(double share)
-{
-    uint64_t seen = 0;
-
-    for (uint64_t i = 0; i < sizeof latencies / sizeof *latencies; i++) {
-        seen += latencies[i];
-        if (seen && seen >= share * ops) {
-            int shift = i < 2 * BUCKETS ? 0 : i / BUCKETS - 1;
-
-            return (((i - (uint64_t)shift * BUCKETS) << shift) + (1ull << shift) / 2) / 1e3;
-        }
-    }
-    return 0;
 }
 
 /* Lines of letters, digits and blanks, each another one: a lost or exchanged byte shows. */
@@ -199,27 +146,6 @@ static void receive(struct connection *c, int flags)
         took(time - sent_at(c, message));
 }
 
-static int dial(void)
-{
-    static unsigned calls;
-    struct timeval patience = {.tv_sec = PATIENCE};
-    struct sockaddr_in source = {.sin_family = AF_INET};
-    int on = 1, fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-    if (fd < 0)
-        die("socket");
-    source.sin_addr.s_addr = htonl((127 << 24) + (1 << 16) + 1 + calls++ % SOURCES);
-    setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
-    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
-    if (bind(fd, (void *)&source, sizeof source))
-        die("bind");
-    if (connect(fd, (void *)&server, sizeof server))
-        die("connect");
-    return fd;
-}
-
 static void watch(struct connection *c)
 {
     struct epoll_event event = {.events = EPOLLIN, .data.ptr = c};
@@ -234,7 +160,7 @@ static void begin(struct connection *c)
     static size_t place;
     uint64_t time = now();
 
-    c->fd = dial();
+    c->fd = dial(port, 0, 0);
     c->sent = c->got = 0;
     c->sends = c->gets = place;
     place = (place + size) % period;
@@ -340,21 +266,11 @@ static void once(uint64_t end)
     }
 }
 
-static double cpu(void)
-{
-    struct rusage used;
-
-    getrusage(RUSAGE_SELF, &used);
-    return used.ru_utime.tv_sec + used.ru_stime.tv_sec +
-           (used.ru_utime.tv_usec + used.ru_stime.tv_usec) / 1e6;
-}
-
 static void run(const char *mode, double seconds, int warm)
 {
     uint64_t end;
 
-    ops = 0;
-    memset(latencies, 0, sizeof latencies);
+    forget();
     started = now();
     end = started + seconds * SECOND;
     if (wrong)
@@ -384,12 +300,11 @@ int main(int argc, char **argv)
 {
     const char *mode = argc > 3 ? argv[3] : "";
     int keeps = !strcmp(mode, "ping") || !strcmp(mode, "rate");
-    struct rlimit files;
     double seconds, spent;
-    char line[16];
 
     if (argc != 6 + keeps || (!keeps && strcmp(mode, "once") && strcmp(mode, "idle")))
         return usage();
+    port = atoi(argv[1]);
     seconds = atof(argv[2]);
     connections = atoi(argv[4]);
     size = atoi(argv[5]);
@@ -398,17 +313,13 @@ int main(int argc, char **argv)
     if (seconds <= 0 || seconds > 3600 || connections < 1 || size < 1 || size > 1 << 20 ||
         depth < 1 || (*mode == 'r' && !rate))
         return usage();
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    end_with_parent();
     alarm(2 * seconds + SPARE);
-    getrlimit(RLIMIT_NOFILE, &files);
-    files.rlim_cur = files.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &files);
-    server.sin_port = htons(atoi(argv[1]));
-    server.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    allow_files();
     loop = epoll_create1(EPOLL_CLOEXEC);
     all = calloc(connections, sizeof *all);
     if (loop < 0 || !all)
-        die("echo_load");
+        die("epoll_create1 or calloc");
     for (int i = 0; i < connections; i++) {
         all[i].number = i;
         if (!(all[i].begun = calloc(depth, sizeof *all[i].begun)))
@@ -421,18 +332,11 @@ int main(int argc, char **argv)
             watch(&all[i]);
     }
     run(mode, seconds * WARM, 1);
-    puts("ready");
-    fflush(stdout);
-    if (read(0, line, sizeof line) <= 0)
+    if (!may_begin())
         return 1;
     spent = cpu();
     run(mode, seconds, 0);
-    printf("{\"ops\": %llu, \"seconds\": %.6f, \"p50_us\": %.2f, \"p99_us\": %.2f, "
-           "\"wrong\": %llu, \"cpu\": %.6f}\n",
-           (unsigned long long)ops, (now() - started) / 1e9, percentile(.5), percentile(.99),
-           (unsigned long long)wrong, cpu() - spent);
-    fflush(stdout);
-    while (read(0, line, sizeof line) > 0)
-        ;
+    tell(started, spent);
+    hold();
     return 0;
 }

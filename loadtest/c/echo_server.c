@@ -6,24 +6,16 @@
  * read: the rest goes first. Ends with its parent.
  */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <errno.h>
 #include <netinet/tcp.h>
-#include <signal.h>
 #include <stdbool.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
-#include <sys/prctl.h>
-#include <sys/resource.h>
-#include <sys/socket.h>
-#include <unistd.h>
+
+#define NAME "echo_server"
+#include "server.h"
 
 #define READ (64 * 1024)
 #define EVENTS 1024
 #define ACCEPTS 256 /* of one turn */
-#define BACKLOG 4096
 
 static const char word[] = "DESCONEXION";
 
@@ -35,12 +27,6 @@ struct rest {
 
 static struct rest *rests; /* by descriptor */
 static int loop;
-
-static void die(const char *what)
-{
-    perror(what);
-    exit(1);
-}
 
 static void watch(int fd, uint32_t events, int how)
 {
@@ -127,29 +113,19 @@ static void go_on(int fd)
 
 int main(int argc, char **argv)
 {
-    struct sockaddr_in address = {.sin_family = AF_INET};
     struct epoll_event events[EVENTS];
-    struct rlimit files;
-    int listener, on = 1;
+    int listener;
 
     if (argc != 2) {
         fprintf(stderr, "usage: echo_server PORT\n");
         return 2;
     }
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    getrlimit(RLIMIT_NOFILE, &files);
-    files.rlim_cur = files.rlim_max < 1 << 20 ? files.rlim_max : 1 << 20;
-    setrlimit(RLIMIT_NOFILE, &files);
-    rests = calloc(files.rlim_cur, sizeof *rests);
+    end_with_parent();
+    rests = calloc(allow_files(), sizeof *rests);
     loop = epoll_create1(EPOLL_CLOEXEC);
-    listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (!rests || loop < 0 || listener < 0)
-        die("echo_server");
-    address.sin_port = htons(atoi(argv[1]));
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-    if (bind(listener, (void *)&address, sizeof address) || listen(listener, BACKLOG))
-        die("listen");
+    if (!rests || loop < 0)
+        die("epoll_create1 or calloc");
+    listener = listening(atoi(argv[1]), SOCK_NONBLOCK);
     watch(listener, EPOLLIN, EPOLL_CTL_ADD);
     for (;;) {
         int count = epoll_wait(loop, events, EVENTS, -1);

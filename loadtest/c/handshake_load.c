@@ -11,33 +11,19 @@
  * rises on its connection. The rest is what the harness expects; see echo_load.c.
  */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <errno.h>
-#include <netinet/tcp.h>
-#include <signal.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <strings.h>
 #include <sys/epoll.h>
-#include <sys/prctl.h>
-#include <sys/resource.h>
-#include <sys/socket.h>
-#include <time.h>
-#include <unistd.h>
 
-#define SECOND 1000000000ull /* all times are in nanoseconds */
-#define WARM 0.2             /* of SECONDS */
-#define PATIENCE 20          /* seconds for an answer */
-#define SPARE 90             /* seconds that all the rest may take */
+#define NAME "handshake_load"
+#define PATIENCE 20 /* seconds for an answer */
+#include "latencies.h"
+
+#define WARM 0.2 /* of SECONDS */
+#define SPARE 90 /* seconds that all the rest may take */
 #define EVENTS 1024
 #define REGISTERING 200 /* at once */
 #define DEEPEST 256
 #define TEXT 64
 #define ANSWERS (16 * 1024)
-#define SOURCES 250 /* addresses to connect from */
-#define BUCKETS 64  /* of latencies, for each power of two: 1.6 % exact */
 
 enum mode { KEEP, HTTP, ONCE };
 
@@ -54,51 +40,13 @@ static struct connection **all;
 static int connections, loop, depth, code_port, message_port;
 static enum mode mode;
 static char phase;
-static uint64_t under_way, ops, wrong, latencies[BUCKETS * 60];
-
-static uint64_t now(void)
-{
-    struct timespec time;
-
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return time.tv_sec * SECOND + time.tv_nsec;
-}
-
-static void die(const char *what)
-{
-    fprintf(stderr, "handshake_load: %s: %s\n", what, strerror(errno));
-    exit(1);
-}
+static uint64_t under_way;
 
 static void fault(const struct connection *c, const char *what)
 {
     if (!wrong++)
-        fprintf(stderr, "handshake_load: connection %d, after %llu messages: %s: %.80s\n",
-                c->number, (unsigned long long)c->got, what, c->have ? c->in : "");
-}
-
-static void took(uint64_t time)
-{
-    int shift = time < BUCKETS ? 0 : 57 - __builtin_clzll(time);
-
-    latencies[time < BUCKETS ? time : shift * BUCKETS + (time >> shift)]++;
-    ops++;
-}
-
-/* The latency in microseconds that `share` of all operations did not exceed. */
-static double percentile(double share)
-{
-    uint64_t seen = 0;
-
-    for (uint64_t i = 0; i < sizeof latencies / sizeof *latencies; i++) {
-        seen += latencies[i];
-        if (seen && seen >= share * ops) {
-            int shift = i < 2 * BUCKETS ? 0 : i / BUCKETS - 1;
-
-            return (((i - (uint64_t)shift * BUCKETS) << shift) + (1ull << shift) / 2) / 1e3;
-        }
-    }
-    return 0;
+        fprintf(stderr, NAME ": connection %d, after %llu messages: %s: %.80s\n", c->number,
+                (unsigned long long)c->got, what, c->have ? c->in : "");
 }
 
 static void watch(struct connection *c, int op, int writes)
@@ -179,25 +127,10 @@ static void say(struct connection *c, uint64_t time)
     under_way++;
 }
 
-static void dial(struct connection *c, int port)
+static void reach(struct connection *c, int port)
 {
-    static unsigned calls;
-    struct sockaddr_in server = {.sin_family = AF_INET}, source = {.sin_family = AF_INET};
-    int on = 1;
-
-    c->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (c->fd < 0)
-        die("socket");
+    c->fd = dial(port, SOCK_NONBLOCK, 0);
     c->have = c->queued = c->gone = 0;
-    source.sin_addr.s_addr = htonl((127 << 24) + (1 << 16) + 1 + calls++ % SOURCES);
-    server.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    server.sin_port = htons(port);
-    setsockopt(c->fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
-    setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    if (bind(c->fd, (void *)&source, sizeof source))
-        die("bind");
-    if (connect(c->fd, (void *)&server, sizeof server) && errno != EINPROGRESS)
-        die("connect");
     watch(c, EPOLL_CTL_ADD, 1);
 }
 
@@ -274,7 +207,7 @@ static void enrol(void)
             char form[64];
 
             snprintf(form, sizeof form, "client_uuid=load-%d-%d", getpid(), begun);
-            dial(all[begun], code_port);
+            reach(all[begun], code_port);
             post(all[begun], form, 1);
         }
         for (int i = epoll_wait(loop, events, EVENTS, 100); i-- > 0 && !wrong;) {
@@ -297,7 +230,7 @@ static void enrol(void)
 static void open_all(void)
 {
     for (int i = 0; i < connections; i++) {
-        dial(all[i], message_port);
+        reach(all[i], message_port);
         if (mode == KEEP)
             queue(all[i], "KEEP\n", 5);
     }
@@ -308,13 +241,12 @@ static void run(double seconds)
     struct epoll_event events[EVENTS];
     uint64_t end = now() + seconds * SECOND;
 
-    ops = 0;
-    memset(latencies, 0, sizeof latencies);
+    forget();
     for (int i = 0; i < connections && !wrong; i++) {
         uint64_t time = now();
 
         if (mode == ONCE)
-            dial(all[i], message_port);
+            reach(all[i], message_port);
         for (int k = 0; k < depth; k++)
             say(all[i], time);
         if (!all[i]->writes)
@@ -336,7 +268,7 @@ static void run(double seconds)
                 if (over)
                     continue;
                 uint64_t time = now();
-                dial(c, message_port);
+                reach(c, message_port);
                 say(c, time);
                 continue;
             }
@@ -351,15 +283,6 @@ static void run(double seconds)
     }
 }
 
-static double cpu(void)
-{
-    struct rusage used;
-
-    getrusage(RUSAGE_SELF, &used);
-    return used.ru_utime.tv_sec + used.ru_stime.tv_sec +
-           (used.ru_utime.tv_usec + used.ru_stime.tv_usec) / 1e6;
-}
-
 static int usage(void)
 {
     fprintf(stderr, "usage: handshake_load PORT SECONDS keep|http|once CONNECTIONS DEPTH CODEPORT\n");
@@ -368,10 +291,8 @@ static int usage(void)
 
 int main(int argc, char **argv)
 {
-    struct rlimit files;
     double seconds, spent;
     uint64_t started;
-    char line[16];
 
     if (argc != 7 || (strcmp(argv[3], "keep") && strcmp(argv[3], "http") && strcmp(argv[3], "once")))
         return usage();
@@ -384,15 +305,13 @@ int main(int argc, char **argv)
     if (seconds <= 0 || seconds > 3600 || connections < 1 || depth < 1 || depth > DEEPEST ||
         (mode == ONCE && depth > 1))
         return usage();
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    end_with_parent();
     alarm(2 * seconds + SPARE + PATIENCE);
-    getrlimit(RLIMIT_NOFILE, &files);
-    files.rlim_cur = files.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &files);
+    allow_files();
     loop = epoll_create1(EPOLL_CLOEXEC);
     all = calloc(connections, sizeof *all);
     if (loop < 0 || !all)
-        die("handshake_load");
+        die("epoll_create1 or calloc");
     for (int i = 0; i < connections; i++) {
         if (!(all[i] = calloc(1, sizeof **all)))
             die("calloc");
@@ -405,20 +324,13 @@ int main(int argc, char **argv)
     run(seconds * WARM);
     if (wrong)
         return 1;
-    puts("ready");
-    fflush(stdout);
-    if (read(0, line, sizeof line) <= 0)
+    if (!may_begin())
         return 1;
     phase = 'm';
     spent = cpu();
     started = now();
     run(seconds);
-    printf("{\"ops\": %llu, \"seconds\": %.6f, \"p50_us\": %.2f, \"p99_us\": %.2f, "
-           "\"wrong\": %llu, \"cpu\": %.6f}\n",
-           (unsigned long long)ops, (now() - started) / 1e9, percentile(.5), percentile(.99),
-           (unsigned long long)wrong, cpu() - spent);
-    fflush(stdout);
-    while (read(0, line, sizeof line) > 0)
-        ;
+    tell(started, spent);
+    hold();
     return 0;
 }

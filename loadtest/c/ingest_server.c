@@ -7,25 +7,15 @@
  * Our FIN means that all is written. Ends with its parent.
  */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
-#include <signal.h>
 #include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/prctl.h>
-#include <sys/resource.h>
-#include <sys/socket.h>
-#include <unistd.h>
+
+#define NAME "ingest_server"
+#include "server.h"
 
 #define FIRST (64 * 1024)  /* bytes that come before a pipe is worth its while */
 #define READ (256 * 1024)  /* of one recv or, four times that, one splice */
 #define STACK (READ + 64 * 1024)
-#define BACKLOG 4096
 
 static const char *folder;
 static int64_t most; /* bytes of a file */
@@ -37,12 +27,6 @@ struct stream {
     long series, part;
     int64_t left; /* until the file is full */
 };
-
-static void die(const char *what)
-{
-    perror(what);
-    exit(1);
-}
 
 static void open_part(struct stream *s)
 {
@@ -137,11 +121,6 @@ static void *serve(void *peer)
 
 int main(int argc, char **argv)
 {
-    struct sockaddr_in address = {.sin_family = AF_INET};
-    struct rlimit files;
-    pthread_attr_t kind;
-    int listener, on = 1;
-
     if (argc != 5 || (strcmp(argv[4], "splice") && strcmp(argv[4], "durable")) ||
         (most = atoll(argv[3])) < 1) {
         fprintf(stderr, "usage: ingest_server PORT FOLDER MAX splice|durable\n");
@@ -149,26 +128,7 @@ int main(int argc, char **argv)
     }
     folder = argv[2];
     durable = *argv[4] == 'd';
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    getrlimit(RLIMIT_NOFILE, &files);
-    files.rlim_cur = files.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &files);
-    pthread_attr_init(&kind);
-    pthread_attr_setdetachstate(&kind, PTHREAD_CREATE_DETACHED);
-    pthread_attr_setstacksize(&kind, STACK);
-    listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    address.sin_port = htons(atoi(argv[1]));
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-    if (bind(listener, (void *)&address, sizeof address) || listen(listener, BACKLOG))
-        die("listen");
-    for (;;) {
-        int peer = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
-        pthread_t thread;
-
-        if (peer < 0 && errno != ECONNABORTED)
-            die("accept");
-        if (peer >= 0 && (errno = pthread_create(&thread, &kind, serve, (void *)(intptr_t)peer)))
-            die("pthread_create");
-    }
+    end_with_parent();
+    allow_files();
+    serve_in_threads(atoi(argv[1]), STACK, serve);
 }

@@ -6,33 +6,18 @@
  * Listens on 127.0.0.1 until killed. Ends with its parent.
  */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
-#include <signal.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/prctl.h>
 #include <sys/sendfile.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
-#include <unistd.h>
+
+#define NAME "relay_server"
+#include "server.h"
 
 #define HEAD 8192
 #define PIECE (1024 * 1024) /* of one splice or sendfile */
 #define STACK (128 * 1024)
-#define BACKLOG 4096
 
 static const char *folder;
-
-static void die(const char *what)
-{
-    perror(what);
-    exit(1);
-}
 
 static void answer(int peer, const char *status, int64_t size)
 {
@@ -125,33 +110,12 @@ static void *serve(void *given)
 
 int main(int argc, char **argv)
 {
-    struct sockaddr_in address = {.sin_family = AF_INET};
-    pthread_attr_t kind;
-    int listener, on = 1;
-
     if (argc != 3) {
         fprintf(stderr, "usage: relay_server PORT FOLDER\n");
         return 2;
     }
     folder = argv[2];
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    end_with_parent();
     signal(SIGPIPE, SIG_IGN); /* sendfile to who has left */
-    pthread_attr_init(&kind);
-    pthread_attr_setdetachstate(&kind, PTHREAD_CREATE_DETACHED);
-    pthread_attr_setstacksize(&kind, STACK);
-    listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    address.sin_port = htons(atoi(argv[1]));
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-    if (bind(listener, (void *)&address, sizeof address) || listen(listener, BACKLOG))
-        die("listen");
-    for (;;) {
-        int peer = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
-        pthread_t thread;
-
-        if (peer < 0 && errno != ECONNABORTED)
-            die("accept");
-        if (peer >= 0 && (errno = pthread_create(&thread, &kind, serve, (void *)(intptr_t)peer)))
-            die("pthread_create");
-    }
+    serve_in_threads(atoi(argv[1]), STACK, serve);
 }

@@ -1,7 +1,7 @@
 """Programs made of the C and Go sources beside this package, kept in a cache outside the tree.
 
-The name of a program holds a digest of its source, its compiler and its flags, so what is found
-there is what would be built.
+The name of a program holds a digest of its source, the headers beside it, its compiler and its
+flags, so what is found there is what would be built.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ class Workshop:
         self, source: Path, command: Sequence[str], environ: Mapping[str, str] | None = None
     ) -> Path:
         compiler = Path(command[0]).resolve()
-        made_of = [source.read_bytes(), repr((command, compiler.stat().st_mtime_ns)).encode()]
+        made_of = [path.read_bytes() for path in (source, *sorted(source.parent.glob("*.h")))]
+        made_of.append(repr((command, compiler.stat().st_mtime_ns)).encode())
         digest = sha256(b"\0".join(made_of)).hexdigest()
         program = self.folder / f"{source.stem}-{source.suffix[1:]}-{digest[:16]}"
         if program.exists():
