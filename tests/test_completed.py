@@ -176,6 +176,17 @@ class OnceTests(CompletedCase):
         assert self.asked() == names
         assert self.marks() == []
 
+    def test_what_has_run_counts_among_the_four_until_its_mark_is_gone(self) -> None:
+        completed = self.completed("/bin/move")
+        names = [f"n{number}" for number in range(6)]
+        self.durable(completed, *names)
+        with self.hands.at_leisure():
+            self.shop.begun[0].end()
+            self.shop.begun[1].end()
+            assert self.asked() == names[:4]
+        self.hands.finish()
+        assert self.asked() == names
+
     def test_what_does_not_fit_in_memory_waits_on_disk_and_runs_once(self) -> None:
         self.patch(Completed, "MOST", 6)
         completed = self.completed("/bin/move")
@@ -268,12 +279,42 @@ class FailureTests(CompletedCase):
         self.shop.broken = FileNotFoundError(2, "No such file or directory")
         with capturedLogs() as logs:
             self.durable(completed, "one")
+            self.shop.advance(0)
         (event,) = logs
         assert "/bin/move cannot be run: No such file or directory; again" in formatEvent(event)
         self.shop.broken = None
         self.shop.advance(5)
         self.shop.begun[0].end()
         assert self.marks() == []
+
+    def test_a_program_that_is_gone_is_tried_for_each_of_many_and_again_when_it_is_back(
+        self,
+    ) -> None:
+        names = [f"n{number:03d}" for number in range(500)]
+        left = self.completed("/bin/move")
+        self.shop.broken = FileNotFoundError(2, "No such file or directory")
+        for name in names:
+            self.name(left, name)
+        self.completed("/bin/move")
+        with capturedLogs() as logs:
+            self.shop.advance(0)
+        assert [event.get("name") for event in logs] == [f"{name}.json" for name in names]
+        self.shop.broken = None
+        self.shop.advance(5)
+        for number in range(500):
+            self.shop.begun[number].end()
+        assert self.asked() == names
+        assert self.marks() == []
+
+    def test_a_stop_waits_for_no_program_that_cannot_be_started(self) -> None:
+        completed = self.completed("/bin/move")
+        self.shop.broken = FileNotFoundError(2, "No such file or directory")
+        self.durable(completed, "one")
+        stopped = completed.stopService()
+        self.shop.advance(0)
+        self.successResultOf(stopped)
+        assert self.shop.getDelayedCalls() == []
+        assert self.marks() == ["one.pending"]
 
     def test_what_takes_too_long_is_ended_and_counts_as_a_failure(self) -> None:
         completed = self.completed("/bin/move")

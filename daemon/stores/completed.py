@@ -72,6 +72,7 @@ class Completed(Service):
     _waiting: deque[str] = field(factory=deque, init=False)  # names of manifests
     _tries: dict[str, int] = field(factory=dict, init=False)  # of every name in memory
     _runs: set[Run] = field(factory=set, init=False)
+    _settling: int = field(default=0, init=False)  # marks on their way out
     _pauses: set[IDelayedCall] = field(factory=set, init=False)
     _more: bool = field(default=False, init=False)  # there may be marks that memory knows not
     _looking: bool = field(default=False, init=False)
@@ -127,7 +128,8 @@ class Completed(Service):
     def _next(self) -> None:
         if not self.running or not self.command:
             return
-        while self._waiting and len(self._runs) < self.AT_ONCE:
+        # What has run counts until its mark is gone: a crash repeats no more than AT_ONCE.
+        while self._waiting and len(self._runs) + self._settling < self.AT_ONCE:
             self._begin(self._waiting.popleft())
         if self._more and not self._looking and len(self._tries) <= self.MOST // 2:
             self._more, self._looking = False, True
@@ -221,6 +223,7 @@ class Completed(Service):
         """It needs no further run."""
 
         def settled(result: object) -> None:
+            self._settling -= 1
             if isinstance(result, Failure):
                 log.error(
                     "[{what}] ON_COMPLETE {name}: its mark stays, so it runs again: {error}",
@@ -232,6 +235,7 @@ class Completed(Service):
             self._tries.pop(name, None)
             self._next()
 
+        self._settling += 1
         self.crew.work(_unmark, self.folder, name, failed).addBoth(settled)
 
 
@@ -258,12 +262,15 @@ class Run(ProcessProtocol):
             try:
                 self.reactor.spawnProcess(self, argv[0], argv, env=None, childFDs=fds)
             except OSError as error:  # no such program any more, or no process or pipe left
-                self.over.callback(f"{argv[0]} cannot be run: {error.strerror}")
+                # A turn later: behind it thousands may wait that cannot be run either.
+                trouble = f"{argv[0]} cannot be run: {error.strerror}"
+                self.reactor.callLater(0, self.over.callback, trouble)
                 return
         self._after(self.limit, self._too_long)
 
     def end_within(self, seconds: float) -> None:
-        self._after(seconds, self._terminate)
+        if self.transport is not None:  # else it could not be run, and is about to say so
+            self._after(seconds, self._terminate)
 
     def said(self) -> list[str]:
         """What it printed, in lines that are safe in a log."""
