@@ -40,7 +40,7 @@ def span(value: str, size: int) -> Span | None:
 
 
 def same(condition: str, etag: str) -> bool:
-    """Whether an If-Range or If-None-Match names this strong ETag."""
+    """Whether an If-None-Match names this strong ETag."""
     return any(item.strip() in (etag, "*") for item in condition.split(","))
 
 

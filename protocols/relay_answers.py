@@ -57,14 +57,14 @@ class Refused(Exception):
         return Response(self.status, body.encode(), (_JSON, PRIVATE, *self.headers))
 
     @classmethod
-    def by(cls, why: StoreError, headers: Headers = ()) -> Refused:
+    def by(cls, why: StoreError) -> Refused:
         status, code = _REASONS.get(why.reason, (503, "storage"))
         what = "done" if status == 409 else "kept"
-        return cls(status, code, f"Not {what}: {why.reason}.", headers)
+        return cls(status, code, f"Not {what}: {why.reason}.")
 
 
-def malformed(why: object, headers: Headers = ()) -> Refused:
-    return Refused(400, "malformed", sentence(why), headers)
+def malformed(why: object) -> Refused:
+    return Refused(400, "malformed", sentence(why))
 
 
 def sentence(why: object) -> str:
@@ -119,6 +119,15 @@ def allow(method: str, *known: str) -> None:
 def with_headers(response: Response, headers: Headers) -> Response:
     more = tuple(pair for pair in headers if pair not in response.headers)
     return Response(response.status, response.body, (*response.headers, *more), response.close)
+
+
+def refusal(why: Refused | StoreError | ValueError, own: Headers = ()) -> Response:
+    """The answer to a request that cannot be served. own: headers it has in any case."""
+    if isinstance(why, StoreError):
+        why = Refused.by(why)
+    elif isinstance(why, ValueError):
+        why = malformed(why)
+    return with_headers(why.response(), own)
 
 
 def as_json(value: object, status: int = 200, headers: Headers = ()) -> Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import define, field
 from multipart import (  # type: ignore[import-untyped]
@@ -28,6 +28,7 @@ from protocols.relay_answers import (
     malformed,
     page_of,
     reason,
+    refusal,
 )
 from protocols.stores import SUPERSEDED, Deposit, Intake, Shelved, StoreError
 
@@ -87,8 +88,7 @@ class Uploading:
     def cut(self) -> None:
         if self.over or self.whole:
             return
-        self.over = True
-        self.to.uploading.pop(self.exchange, None)
+        self._over()
         if self.intake is not None:
             self.intake.abort()
 
@@ -113,12 +113,15 @@ class Uploading:
         self.to.read_on()
 
     def broken(self, why: StoreError) -> None:
-        self.over = True
-        self.to.uploading.pop(self.exchange, None)
         if why.reason == SUPERSEDED:
+            self._over()
             self.to.abort("superseded")
         else:
-            self.to.answer(self.exchange, Refused.by(why, self.own).response())
+            self.refuse(why)
+
+    def refuse(self, why: Refused | StoreError) -> None:
+        self._over()
+        self.to.answer(self.exchange, refusal(why, self.own))
 
     def _commit(self, intake: Intake[Any]) -> None:
         intake.commit().addCallbacks(self._kept, self._not_kept)
@@ -128,8 +131,7 @@ class Uploading:
         self.to.answer(self.exchange, self.then(result))
 
     def _not_kept(self, failure: Failure) -> None:
-        self._over()
-        self.to.answer(self.exchange, Refused.by(reason(failure), self.own).response())
+        self.refuse(reason(failure))
 
     def _over(self) -> None:
         self.over = True
@@ -139,7 +141,13 @@ class Uploading:
 @define(eq=False, repr=False)
 class Form:
     """A multipart/form-data body: each of its files is a deposit, kept in the order of the form
-    once all of it is there; where one cannot be kept, only those before it are."""
+    once all of it is there; where one cannot be kept, only those before it are.
+
+    paused: of the files, some wait for the disk.
+    """
+
+    lent: ClassVar[bool] = False
+    intake: ClassVar[None] = None
 
     to: RelayHttp
     exchange: Exchange
@@ -149,64 +157,63 @@ class Form:
     _name: str = field(default="", init=False)
     _expires: float = field(init=False)
     _field: bytearray | None = field(default=None, init=False)
-    _whole: list[Deposit] = field(factory=list, init=False)
-    _over: bool = field(default=False, init=False)
+    _deposits: list[Deposit] = field(factory=list, init=False)  # that are whole
+    _behind: int = field(default=0, init=False)  # deposits that want no more for now
+    whole: bool = field(default=False, init=False)
+    over: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._expires = self.to.options.expires
 
+    @property
+    def paused(self) -> bool:
+        return self._behind > 0
+
     def write(self, data: bytes) -> None:
-        if self._over:
+        if self.over:
             return
         try:
             for piece in self._parser.parse(data):
                 self._take(piece)
         except MultipartError as error:
-            self._fail(malformed(f"the form is malformed: {error}"))
-        except Refused as refused:
-            self._fail(refused)
-        except ValueError as why:
-            self._fail(malformed(why))
-        except StoreError as why:
-            self._fail(Refused.by(why))
+            self._refuse(malformed(f"the form is malformed: {error}"))
+        except (Refused, StoreError, ValueError) as why:
+            self._refuse(why)
 
     def end(self) -> None:
-        if self._over:
+        if self.over:
             return
+        self.whole = True
         try:
             self._parser.close()
         except MultipartError as error:
-            self._fail(malformed(f"the form is malformed: {error}"))
+            self._refuse(malformed(f"the form is malformed: {error}"))
             return
-        self._over = True
         Deferred.fromCoroutine(self._answer()).addErrback(reason)
 
     def cut(self) -> None:
-        self._over = True
-        deposit, self._deposit = self._deposit, None
-        for one in (*self._whole, *([deposit] if deposit else ())):
-            one.abort()
-        self._whole.clear()
+        if not self.whole:
+            self._drop()
 
     def pauseProducing(self) -> None:
-        self.to.held = True
+        self._behind += 1
         self.to.read_on()
 
     def resumeProducing(self) -> None:
-        self.to.held = False
+        self._behind -= 1
         self.to.read_on()
 
     def returned(self) -> None:
         """Forms are not lent."""
 
     def broken(self, why: StoreError) -> None:
-        self._fail(Refused.by(why))
+        self._refuse(why)
 
     def _take(self, piece: Any) -> None:
         if isinstance(piece, MultipartSegment):
             if piece.filename and piece.name == "file":
                 name = http_fields.file_name(re.split(r"[/\\]", piece.filename)[-1])
-                if len(self._whole) >= FORM_FILES:
+                if len(self._deposits) >= FORM_FILES:
                     raise ValueError(f"a form holds at most {FORM_FILES} files")
                 label = self.to.label(name, None, "", self._expires)
                 allowance = self.to.options.allowance
@@ -216,7 +223,7 @@ class Form:
         elif piece is None:
             deposit, self._deposit = self._deposit, None
             if deposit is not None:
-                self._whole.append(deposit)
+                self._deposits.append(deposit)
             if self._field is not None:
                 text, self._field = self._field.decode(errors="replace").strip(), None
                 self._expires = duration(text) if text else self._expires
@@ -225,18 +232,31 @@ class Form:
         elif self._field is not None and len(self._field) < 64:
             self._field += piece
 
-    def _fail(self, refused: Refused) -> None:
-        self.cut()
-        self.to.answer(self.exchange, refused.response())
+    def _refuse(self, why: Refused | StoreError | ValueError) -> None:
+        self._drop()
+        self.to.answer(self.exchange, refusal(why))
+
+    def _drop(self) -> None:
+        """What is not kept yet will not be."""
+        self._over()
+        deposit, self._deposit = self._deposit, None
+        for one in (*self._deposits, *([deposit] if deposit else ())):
+            one.abort()
+        self._deposits.clear()
+
+    def _over(self) -> None:
+        self.over = True
+        self.to.uploading.pop(self.exchange, None)
 
     async def _answer(self) -> None:
         parcels: list[Shelved] = []
         try:
-            while self._whole:
-                parcels.append(await self._whole.pop(0).commit())
+            while self._deposits:
+                parcels.append(await self._deposits.pop(0).commit())
         except StoreError as why:
-            self._fail(Refused.by(why))
+            self._refuse(why)
             return
+        self._over()
         request = self.exchange.request
         if request.accepts("text/html", "application/json") == "application/json":
             listed = {"box": self.box, "parcels": [fields(parcel) for parcel in parcels]}

@@ -89,7 +89,7 @@ from protocols.relay_answers import (
     parcel_in_json,
     proof,
     reason,
-    with_headers,
+    refusal,
 )
 from protocols.relay_bodies import Form, Uploading, form_parser
 from protocols.relay_delivery import Delivery
@@ -131,8 +131,7 @@ class RelayHttp(Connection):
     options: Options
     depot: Depot
     kernel: Kernel
-    uploading: dict[Exchange, Uploading] = field(factory=dict, init=False)
-    held: bool = field(default=False, init=False)  # a form waits for the disk
+    uploading: dict[Exchange, Uploading | Form] = field(factory=dict, init=False)
     _http: Http1 = field(init=False)
     _asked: dict[Exchange, None] = field(factory=dict, init=False)  # not begun yet
     _going: bool = field(default=False, init=False)
@@ -216,7 +215,7 @@ class RelayHttp(Connection):
         """Read, unless somebody is behind: our peer, the disk, or we with what was asked."""
         if self.closing or self.ended or self._sending is not None:
             return
-        held = self.held or any(one.paused for one in self.uploading.values())
+        held = any(one.paused for one in self.uploading.values())
         if held or self._full or self._http.waiting > MANY:
             self.transport.pauseProducing()
         else:
@@ -228,7 +227,9 @@ class RelayHttp(Connection):
         up = None if front is None else self.uploading.get(front)
         if up is None or self.closing or self.ended or self._full:
             return
-        if not up.paused and (missing := self._http.missing) >= LEND:
+        if isinstance(up, Form) or up.paused:
+            return
+        if (missing := self._http.missing) >= LEND:
             up.lend(missing)
             self._look_again()
 
@@ -247,9 +248,9 @@ class RelayHttp(Connection):
     @property
     def _busy(self) -> bool:
         """Something is under way that has its own end."""
-        lent = any(one.lent or one.whole for one in self.uploading.values())
+        taken = any(one.lent or one.whole or one.paused for one in self.uploading.values())
         waits = self._http.front is not None and not self.uploading
-        return lent or waits or self._sending is not None or self._delivery is not None
+        return taken or waits or self._sending is not None or self._delivery is not None
 
     def _go(self) -> None:
         """Write what is ready, begin what is next, close when that was all."""
@@ -357,25 +358,16 @@ class RelayHttp(Connection):
                     return self._create(exchange)
                 case "POST", path if not (place := self._place(request)).key:
                     return self._form(exchange, place.box)
-        except Refused as refused:
-            exchange.answer(with_headers(refused.response(), own))
-        except StoreError as why:
-            exchange.answer(Refused.by(why, own).response())
-        except ValueError as why:
-            exchange.answer(malformed(why, own).response())
+        except (Refused, StoreError, ValueError) as why:
+            exchange.answer(refusal(why, own))
         return None
 
     async def _serve(self, exchange: Exchange) -> None:
         """Answer a request whose turn has come and whose body, if any, is whole."""
         try:
             answer = await self._answer(exchange)
-        except Refused as refused:
-            own = (tus.RESUMABLE,) if is_tus(exchange.request) else ()
-            answer = with_headers(refused.response(), own)
-        except StoreError as why:
-            answer = Refused.by(why).response()
-        except ValueError as why:
-            answer = malformed(why).response()
+        except (Refused, StoreError, ValueError) as why:
+            answer = refusal(why, (tus.RESUMABLE,) if is_tus(exchange.request) else ())
         if answer is not None:
             self.answer(exchange, answer)
 
@@ -387,7 +379,7 @@ class RelayHttp(Connection):
             allow(method, "GET", "HEAD")
             return await self._front(request)
         if is_tus(request):
-            return await self._tus(method, path.removeprefix("/tus").removeprefix("/"))
+            return await self._tus(request, path.removeprefix("/tus").removeprefix("/"))
         place = self._place(request)
         if not place.key:
             allow(method, "GET", "HEAD", "POST")
@@ -469,7 +461,7 @@ class RelayHttp(Connection):
         request = exchange.request
         if not place.key:
             raise malformed("PUT /BOX/NAME: with a slash after BOX, curl -T adds the name")
-        place = self._place(request)
+        self._check_token(request, place.box)
         if place.key == "next":
             raise malformed("next is no name for a file")
         name = http_fields.file_name(place.key)
@@ -495,7 +487,9 @@ class RelayHttp(Connection):
         return as_json(answer, 201, (("Location", at), *proof(parcel)))
 
     def _form(self, exchange: Exchange, box: str) -> Body:
-        return Form(self, exchange, box, form_parser(exchange.request))
+        form = Form(self, exchange, box, form_parser(exchange.request))
+        self.uploading[exchange] = form
+        return form
 
     def _upload(
         self, exchange: Exchange, then: Callable[[Any], Answer], own: Headers = ()
@@ -579,15 +573,8 @@ class RelayHttp(Connection):
         async def work() -> None:
             try:
                 await opening
-            except Refused as refused:
-                answer = with_headers(refused.response(), up.own)
-            except StoreError as why:
-                answer = Refused.by(why, up.own).response()
-            else:
-                return
-            up.over = True
-            self.uploading.pop(up.exchange, None)
-            self.answer(up.exchange, answer)
+            except (Refused, StoreError) as why:
+                up.refuse(why)
 
         Deferred.fromCoroutine(work()).addErrback(self._defect)
 
@@ -605,22 +592,21 @@ class RelayHttp(Connection):
             return Response(status, b"", (*headers, at, *proof(parcel)))
         return Response(status, b"", (*headers, *tus.expires(draft.expires)))
 
-    async def _draft(self, request: Request | None, key: str) -> Draft:
+    async def _draft(self, request: Request, key: str) -> Draft:
         draft = await self.depot.draft(key)
         if draft is None:
             raise Refused(404, "not-found", "There is no such upload.", (tus.RESUMABLE,))
-        if request is not None:
-            self._check_token(request, draft.box)
+        self._check_token(request, draft.box)
         return draft
 
-    async def _tus(self, method: str, key: str) -> Answer:
+    async def _tus(self, request: Request, key: str) -> Answer:
+        method = method_of(request)
         if method == "OPTIONS":
             return Response(204, b"", tus.OPTIONS)
         if not key:
             allow(method, "POST", "OPTIONS")
         allow(method, "HEAD", "PATCH", "DELETE", "OPTIONS")
-        front = self._http.front
-        draft = await self._draft(None if front is None else front.request, key)
+        draft = await self._draft(request, key)
         if method == "DELETE":
             await draft.discard()
             return Response(204, b"", (tus.RESUMABLE,))
