@@ -20,6 +20,7 @@ import struct
 import sys
 import time
 from collections.abc import Sequence
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,6 +30,7 @@ from twisted.internet import tcp
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import (
+    IAddress,
     IListeningPort,
     IProtocolFactory,
     IReactorSocket,
@@ -124,11 +126,6 @@ class Claim:
             case socket.AF_INET:
                 return IPv4Address("TCP", *name)
         return UNIXAddress(os.fsencode(name))
-
-    @property
-    def beyond_loopback(self) -> bool:
-        host = getattr(self.getHost(), "host", "127.")
-        return not (host.startswith("127.") or host == "::1")
 
 
 @implementer(IReactorTCP, IReactorUNIX, IReactorSocket)
@@ -393,6 +390,12 @@ def port_of(endpoint: str) -> int | None:
     kind, _, rest = endpoint.removeprefix(wrappers.PROXY).partition(":")
     first = rest.partition(":")[0].removeprefix("port=")
     return int(first) if kind in ("tcp", "tcp6", *wrappers.TLS) and first.isdecimal() else None
+
+
+def beyond_loopback(address: IAddress) -> bool:
+    """Whether others than this machine reach what listens there."""
+    host = getattr(address, "host", None)
+    return host is not None and not ip_address(host.partition("%")[0]).is_loopback
 
 
 def names(claims: Sequence[Claim]) -> str:

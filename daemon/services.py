@@ -60,7 +60,7 @@ class Listener(Service):
     def startService(self) -> None:
         super().startService()
         for claim in self.claims:
-            if claim.beyond_loopback:
+            if binding.beyond_loopback(claim.getHost()):
                 log.warn(
                     "{name} is open beyond this machine: whoever reaches {where} may use it",
                     event="service.open",

@@ -140,12 +140,12 @@ class ClaimTests(BindingCase):
         ((four,),) = self.claim([f"tcp:0:{LOCAL}"])
         ((six,),) = self.claim([rf"tcp6:{number(four)}:interface=\:\:1"])
         assert binding.names([six]) == f"[::1]:{number(four)}"
-        assert not six.beyond_loopback
+        assert not binding.beyond_loopback(six.getHost())
 
     def test_an_address_that_others_reach_is_known_as_one(self) -> None:
         ((claim,),) = self.claim(["tcp:0:interface=0.0.0.0"])
         claim.startListening()
-        assert claim.beyond_loopback
+        assert binding.beyond_loopback(claim.getHost())
 
     def test_a_unix_socket_that_nobody_listens_on_is_replaced_and_removed_at_the_end(self) -> None:
         path = self.home / "old.sock"

@@ -20,7 +20,6 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator, Mapping
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -28,6 +27,7 @@ import psutil
 
 from daemon.admin.metrics import release
 from daemon.admin.readiness import OK
+from daemon.binding import beyond_loopback
 from daemon.gate import descriptors
 from daemon.measures import Durations
 from protocols.connection import spoken
@@ -122,15 +122,10 @@ def _warnings(daemon: Roundhouse, checks: Mapping[str, str]) -> Iterator[str]:
             if not there and daemon.running:
                 yield f"[{name}] {key} is not served: it was taken when the daemon started"
             for address in there:
-                if _beyond_loopback(address):
+                if beyond_loopback(address):
                     yield f"{name} is open beyond this machine at {spoken(address)}"
     for key in daemon.begun.needing_restart(daemon.settings):
         yield f"{key} was changed, and only a restart can follow"
     if daemon.last_reload is not None:
         for problem in daemon.last_reload.problems:
             yield f"config.cfg cannot be used: {problem}"
-
-
-def _beyond_loopback(address: Any) -> bool:
-    host = getattr(address, "host", None)
-    return host is not None and not ip_address(host.partition("%")[0]).is_loopback
