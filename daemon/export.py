@@ -24,7 +24,7 @@ from attrs import frozen
 from daemon import settings
 from daemon.catalogue import CATALOGUE
 from daemon.stores import files
-from daemon.stores.ledger import MIGRATIONS
+from daemon.stores.ledger import MIGRATIONS, told
 from protocols.handshake_formats import records
 
 EX_NOINPUT = 66
@@ -48,12 +48,11 @@ def _instant(context: click.Context, option: click.Parameter, value: str | None)
         return None
     try:
         at = datetime.fromisoformat(value)
-    except ValueError:
+        return told((at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC))
+    except (ValueError, OverflowError):
         raise click.BadParameter(
             f"{value!r} is no time: 2026-11-21 and 2026-11-21T09:30Z would be"
         ) from None
-    utc = (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
-    return utc.strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
 
 
 @frozen

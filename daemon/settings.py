@@ -129,7 +129,8 @@ class Settings:
         ]
         for name, old in self.services.items():
             fresh = new.services[name].options
-            for key in (a.name for a in attrs.fields(type(fresh))):
+            for option in attrs.fields(type(fresh)):
+                key = option.name
                 value = getattr(fresh, key)
                 before = getattr(old.options, key)
                 if isinstance(value, Mapping):
@@ -138,7 +139,9 @@ class Settings:
                             said = value.get(one, "(none)")
                             changed.append(f"[{name}] {key.upper()}_{one} = {said}")
                 elif value != before:
-                    value = shlex.join(value) if isinstance(value, tuple) else value
+                    if isinstance(value, tuple):
+                        runs = option.metadata[KIND] is command
+                        value = shlex.join(value) if runs else ", ".join(value)
                     changed.append(f"[{name}] {key.upper()} = {value}")
         return changed
 

@@ -145,7 +145,7 @@ class Retention:
     most: int = 0
 
     def __str__(self) -> str:
-        return f"{self.seconds:g} s" if self.seconds else f"{self.most}"
+        return f"{self.seconds:.16g} s" if self.seconds else f"{self.most}"
 
 
 def retention(text: str) -> Retention:

@@ -83,9 +83,11 @@ class ExportTests(SynchronousTestCase):
         assert seqs("--since", "2026-11-14T10:00Z", "--id", "ana") == [14]
         assert seqs("--id", "ñu") == list(range(1, 16, 2))
         assert seqs("--id", "nobody") == []
-        result = self.run_it("--since", "soon")
-        assert result.exit_code == 2
-        assert "'soon' is no time" in result.stderr
+        assert seqs("--since", "0300-01-01") == list(range(1, 16))
+        for wrong in ("soon", "0001-01-01T00:00+05:00", "9999-12-31T23:59-05:00"):
+            result = self.run_it("--since", wrong)
+            assert result.exit_code == 2
+            assert f"'{wrong}' is no time" in result.stderr
 
     def test_a_file_is_there_only_once_it_is_whole_and_is_not_replaced_unasked(self) -> None:
         path = self.folder / "out.csv"

@@ -20,6 +20,7 @@ from protocols.options import (
     file_prefix,
     flag,
     option,
+    retention,
     size,
 )
 
@@ -87,6 +88,12 @@ class AmountTests(SynchronousTestCase):
 
 
 class WordTests(SynchronousTestCase):
+    def test_a_retention_is_shown_as_it_could_be_written(self) -> None:
+        for text in ("30d", "3650d", "90 min", "1000000", "0"):
+            kept = retention(text)
+            assert "e+" not in str(kept)
+            assert retention(str(kept)) == kept
+
     def test_a_flag_is_on_or_off_in_the_usual_words(self) -> None:
         for text in ("on", "Yes", "TRUE", "1", " on "):
             assert flag(text) is True

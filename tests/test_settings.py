@@ -16,7 +16,7 @@ from daemon import admin, settings
 from daemon.catalogue import CATALOGUE
 from daemon.logs import Wanted
 from daemon.settings import ConfigError, Settings
-from protocols.options import EACH, choice, command, count, duration, option, size
+from protocols.options import EACH, choice, command, count, duration, names, option, size
 from protocols.spec import Port, Spec
 
 HOME = Path(__file__).resolve().parents[1]
@@ -34,6 +34,7 @@ class Talking:
     mode: str = option("calm", choice("calm", "loud"), "how")
     most: int = option(5, partial(count, least=1), "how many")
     run: tuple[str, ...] = option((), command, "what then")
+    hosts: tuple[str, ...] = option((), names, "who asks")
 
 
 INGEST = Spec("ingest", (Port("PORT", 8080),), lambda _: {}, Landing, also_default=True)
@@ -372,3 +373,5 @@ class CommandTests(SettingsCase):
         before = self.read("[talk]\n")
         after = self.read("[talk]\nRUN = /bin/sh 'a b'\n")
         assert before.changes(after) == ["[talk] RUN = /bin/sh 'a b'"]
+        after = self.read("[talk]\nHOSTS = Chat.example.org,chat\n")
+        assert before.changes(after) == ["[talk] HOSTS = chat.example.org, chat"]

@@ -516,5 +516,9 @@ def _hash(ident: str, code: str) -> bytes:
 
 def _now(ago: float = 0.0) -> str:
     """The time, or what it was `ago` seconds ago."""
-    at = datetime.now(UTC) - timedelta(seconds=ago)
-    return at.strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+    return told(datetime.now(UTC) - timedelta(seconds=ago))
+
+
+def told(at: datetime) -> str:
+    """A time in UTC, as the tables have it."""
+    return at.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
