@@ -6,6 +6,7 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from io import BufferedRWPair
 from itertools import count
 from pathlib import Path
@@ -14,7 +15,7 @@ from urllib.parse import urlencode
 
 from attrs import define, field
 
-from tests.chaos.workload import Client, Heard, Verdict
+from tests.chaos.workload import Client, Heard, Verdict, damage
 from tests.process import Twistd
 
 DEEP = 16  # lines that a KEEP client has under way
@@ -57,20 +58,15 @@ class Handshake:
                 self._wrong.append(f"a code of {ident} is refused: {answer!r}")
 
     def verify(self, data: Path) -> Verdict:
-        database = sqlite3.connect(data / "roundhouse.db")
-        try:
+        path = data / "roundhouse.db"
+        with closing(sqlite3.connect(path)) as database:
             rows = database.execute("SELECT seq, message FROM messages ORDER BY seq").fetchall()
-            sound = database.execute("PRAGMA integrity_check").fetchone()
-        finally:
-            database.close()
         lines = [
             (record["seq"], record["message"])
             for record in map(json.loads, (data / "logfile.log").read_text().splitlines())
         ]
         numbers = {text: seq for seq, text in rows}
-        wrong = list(self._wrong)
-        if sound != ("ok",):
-            wrong.append(f"PRAGMA integrity_check says {sound[0]}")
+        wrong = [*self._wrong, *damage(path)]
         if lines != rows:
             odd = sorted(set(lines) ^ set(rows))[:5]
             wrong.append(f"table ({len(rows)}) and log ({len(lines)}) differ, such as in {odd}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import socket
-import sqlite3
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 
 from attrs import define, field
 
-from tests.chaos.workload import Client, Heard, Verdict
+from tests.chaos.workload import Client, Heard, Verdict, damage
 from tests.process import Twistd, everything
 
 SILENCE = 0.05  # RECEIVER_AFTER, seconds
@@ -47,31 +46,18 @@ class Relay:
 
     def verify(self, data: Path) -> Verdict:
         times: dict[bytes, list[float]] = defaultdict(list)
-        wrong = []
+        wrong = damage(data / "relay" / "index.db")
         for when, file in self.got:
-            token = _token(file)
+            token = begins(file)
             if self.tried.get(token) == file:
                 times[token].append(when)
             else:
                 wrong.append(f"nobody sent the {len(file)} bytes that begin with {token!r}")
-        database = sqlite3.connect(data / "relay" / "index.db")
-        try:
-            sound = database.execute("PRAGMA integrity_check").fetchone()
-        finally:
-            database.close()
-        if sound != ("ok",):
-            wrong.append(f"PRAGMA integrity_check says {sound[0]}")
         return Verdict(
             len(self.put),
             tuple(repr(token) for token in self.put if token not in times),
-            tuple(repr(token) for token, seen in times.items() if not self._excused(seen)),
+            tuple(repr(token) for token, seen in times.items() if not excused(seen, self.strikes)),
             tuple(wrong),
-        )
-
-    def _excused(self, seen: Sequence[float]) -> bool:
-        """Handed out again only because a death came before its removal was durable."""
-        return all(
-            any(abs(strike - when) < NEAR for strike in self.strikes) for when in sorted(seen)[:-1]
         )
 
     def _put(self, daemon: Twistd) -> None:
@@ -92,5 +78,11 @@ class Relay:
         self.got.append((time.monotonic(), data))
 
 
-def _token(file: bytes) -> bytes:
+def begins(file: bytes) -> bytes:
+    """The token of a file."""
     return file[: file.find(b".") + 1]
+
+
+def excused(seen: Sequence[float], strikes: Sequence[float]) -> bool:
+    """Handed out again only because a death came before its removal was durable."""
+    return all(any(abs(strike - when) < NEAR for strike in strikes) for when in sorted(seen)[:-1])

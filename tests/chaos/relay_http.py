@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import socket
-import sqlite3
 import struct
 import time
 from collections import defaultdict
@@ -18,8 +17,8 @@ from typing import Any, ClassVar
 
 from attrs import define, field
 
-from tests.chaos.relay import NEAR, SIZES
-from tests.chaos.workload import Client, Heard, Verdict
+from tests.chaos.relay import SIZES, begins, excused
+from tests.chaos.workload import Client, Heard, Verdict, damage
 from tests.process import PATIENCE, Twistd
 
 HTTP = 5012
@@ -74,33 +73,24 @@ class RelayHttp:
         times: dict[bytes, list[float]] = defaultdict(list)
         wrong = [f"box {name} was not empty in the end" for name in self.left]
         for when, ident, file in self.got:
-            token = _token(file)
+            token = begins(file)
             if self.tried.get(token) != file:
                 wrong.append(f"nobody sent the {len(file)} bytes that begin with {token!r}")
                 continue
             times[token].append(when)
             if self.put.get(token, ident) != ident:
                 wrong.append(f"{token!r} was {self.put[token]} and came as {ident}")
-        twice = [repr(token) for token, seen in times.items() if not self._excused(seen)]
+        twice = [repr(token) for token, seen in times.items() if not excused(seen, self.strikes)]
         for when, ident in self.handed:
             if when > self.ended.get(ident, when):
                 twice.append(f"id {ident}, {when - self.ended[ident]:.3f} s after its DELETE")
-        with closing(sqlite3.connect(data / "relay" / "index.db")) as database:
-            (sound,) = database.execute("PRAGMA integrity_check").fetchone()
-        if sound != "ok":
-            wrong.append(f"PRAGMA integrity_check says {sound}")
+        wrong += damage(data / "relay" / "index.db")
         wrong += [f"{path.name} is left" for path in (data / "relay").glob("*.parcel")]
         return Verdict(
             len(self.put) + len(self.ended),
             tuple(repr(token) for token in self.put if token not in times),
             tuple(twice),
             tuple(wrong),
-        )
-
-    def _excused(self, seen: Sequence[float]) -> bool:
-        """Handed out again only because a death came before its removal was durable."""
-        return all(
-            any(abs(strike - when) < NEAR for strike in self.strikes) for when in sorted(seen)[:-1]
         )
 
     def _put(self, daemon: Twistd) -> None:
@@ -169,7 +159,3 @@ def _asked(
             raise ConnectionResetError(str(error)) from None
         if reset:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-
-def _token(file: bytes) -> bytes:
-    return file[: file.find(b".") + 1]

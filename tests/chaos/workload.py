@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
@@ -51,6 +53,13 @@ class Heard(dict[_K, _V]):
     def __setitem__(self, key: _K, value: _V) -> None:
         if not self.deaf:
             super().__setitem__(key, value)
+
+
+def damage(database: Path) -> list[str]:
+    """What SQLite finds wrong in a database, in a line; empty if it is sound."""
+    with closing(sqlite3.connect(database)) as connection:
+        (said,) = connection.execute("PRAGMA integrity_check").fetchone()
+    return [] if said == "ok" else [f"PRAGMA integrity_check says {said}"]
 
 
 class Workload(Protocol):
