@@ -13,6 +13,7 @@ import ctypes
 import socket
 import struct
 import sys
+from itertools import chain
 from typing import Any
 
 from attrs import define, field, frozen
@@ -90,13 +91,12 @@ class Traffic:
 
     def so_far(self, *lives: Live) -> Moved:
         """With what those that are open have moved."""
-        total, sum_sent = self._received, self._sent
-        for live in lives:
-            for peer in live:
-                received, sent = self._of(peer.transport)
-                total += received
-                sum_sent += sent
-        return Moved(total, sum_sent)
+        received, sent = self._received, self._sent
+        for peer in chain.from_iterable(lives):
+            more = self._of(peer.transport)
+            received += more[0]
+            sent += more[1]
+        return Moved(received, sent)
 
     def _of(self, transport: Any) -> tuple[int, int]:
         while isinstance(transport, Wrapped):

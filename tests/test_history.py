@@ -188,6 +188,15 @@ class HistoryTests(HistoryCase):
         await self.written(history)
         assert len(self.rows()) == 3
 
+    async def test_who_comes_and_goes_costs_no_write(self) -> None:
+        history = self.history()
+        history.add("main", lines(0, 1), 1.0)
+        await self.written(history)
+        with patch.object(history._database, "run", side_effect=AssertionError):
+            history.add("main", [Line(b"", "ana", Kind.JOIN)], 2.0)
+            history.add("main", [Line(b"", "ana", Kind.QUIT)], 2.0)
+            assert history._due is None
+
     async def test_only_the_last_lines_of_a_room_stay(self) -> None:
         history = self.history(10)
         history.add("other", lines(0, 2), 1.0)

@@ -151,19 +151,17 @@ class Past:
         self.lines = lines
 
     def add(self, room: str, lines: Sequence[Line], at: float) -> None:
-        if not self.lines:
+        kept = [line for line in lines if line.kind in _KEPT]
+        if not (kept and self.lines):
             return
         shelf = self._shelves.get(room)
         if shelf is None:
-            if not any(line.kind in _KEPT for line in lines):
-                return
             shelf = self._shelves[room] = Shelf()
         size = shelf.size
-        for line in lines:
-            if line.kind in _KEPT:
-                entry = Entry(self._next, at, line, line.text.count(b"\n") + 1)
-                self._next = entry.end
-                shelf.add(entry)
+        for line in kept:
+            entry = Entry(self._next, at, line, line.text.count(b"\n") + 1)
+            self._next = entry.end
+            shelf.add(entry)
         shelf.trim(self.lines)
         self._size += shelf.size - size
         if self._size > MOST_BYTES:

@@ -119,18 +119,18 @@ class Landed:
         elif self._parts.ages():
             self._intake.nudge()
 
-    def _lay_down(self, resting: bool = False) -> QueuedIntake[Receipt]:
+    def _lay_down(self, resting: bool = False) -> None:
         """It goes to a part of its own, as all that follows."""
-        if self._intake is None:
-            ground, series = self.landing.ground, self.series
-            self._parts = Parts(ground, series, self.peer, self.opened, resting)
-            # Tiny parts cost thousands of files a read: less of them may wait in a turn.
-            high = min(QueuedIntake.HIGH, max(1 << 16, series.max_part * self.landing.TINY))
-            crew = self.landing.crew
-            self._intake = QueuedIntake(self._parts, self.source, crew, high, self._ended)
-            if data := self._empty():
-                self._intake.write(data)
-        return self._intake
+        if self._intake is not None:
+            return
+        ground, series = self.landing.ground, self.series
+        self._parts = Parts(ground, series, self.peer, self.opened, resting)
+        # Tiny parts cost thousands of files a read: less of them may wait in a turn.
+        high = min(QueuedIntake.HIGH, max(1 << 16, series.max_part * self.landing.TINY))
+        crew = self.landing.crew
+        self._intake = QueuedIntake(self._parts, self.source, crew, high, self._ended)
+        if data := self._empty():
+            self._intake.write(data)
 
     def _wake(self) -> QueuedIntake[Receipt]:
         assert self._parts is not None
@@ -272,9 +272,11 @@ class Landing(Service):
     def _recover(self) -> dict[str, list[str]]:
         """Name what has no name; the series whose manifest is still to be written."""
         with self.ground.visit() as place:
-            journalled = any(name.startswith(NAME) for name in listed(self.ground))
-            streams = replay(self.ground, place)
             names = listed(self.ground)
+            journalled = any(name.startswith(NAME) for name in names)
+            streams = replay(self.ground, place)
+            if streams:  # they have files now
+                names = listed(self.ground)
             left = unfinished(names, journalled)
             adopted, removed = adopt(place, names)
         if streams:

@@ -22,11 +22,11 @@ import struct
 import time
 import zlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from attrs import define, field
 from twisted.internet.defer import Deferred
@@ -108,7 +108,7 @@ def _cut(data: bytes, limit: int) -> Iterator[bytes]:
 class Journal:
     """The journal of one landing folder, and the thread that keeps it.
 
-    durable: called in the reactor's thread with each manifest that has its name, durably.
+    durable: called in the reactor's thread with each series whose manifest is.
     """
 
     GROUP: ClassVar[int] = 512  # streams
@@ -122,7 +122,7 @@ class Journal:
 
     ground: Ground
     crew: Crew
-    durable: Any = lambda series: None
+    durable: Callable[[str], object] = lambda series: None
     streams: int = field(default=0, init=False)  # acknowledged, and their bytes
     stored: int = field(default=0, init=False)
     _queue: SimpleQueue[Small | None] = field(factory=SimpleQueue, init=False)

@@ -66,7 +66,7 @@ class Manifest:
             "series": self.series,
             "bytes": self.size,
             "sha256": self.sha256,
-            "complete": self.outcome == "whole",
+            "complete": self.complete,
             "outcome": self.outcome,
             "peer": self.peer,
             "opened": _spoken(self.opened),
