@@ -22,7 +22,7 @@ from urllib.request import Request, urlopen
 import pytest
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.process import PATIENCE, PORTS, Twistd, everything
+from tests.process import HOME, PATIENCE, PORTS, Twistd, everything
 
 FOREGROUND = ("-n", "--pidfile=")
 
@@ -77,6 +77,17 @@ class StartTests(ProcessCase):
         assert daemon.log.count("listening on") == 2  # and the admin port
         assert not daemon.data.exists()
         assert daemon.stop() == process.returncode == 0
+
+    def test_the_collector_of_garbage_leaves_alone_what_was_imported(self) -> None:
+        daemon = self.daemon()
+        look = "import gc, runpy, sys; runpy.run_path(sys.argv[1]); print(gc.get_freeze_count())"
+        shown = subprocess.run(
+            [sys.executable, "-c", look, str(HOME / daemon.tac)],
+            env=daemon.environ(),
+            capture_output=True,
+            check=True,
+        )
+        assert int(shown.stdout) > 50_000
 
     def test_all_taken_ports_are_named_in_both_modes_with_status_69(self) -> None:
         daemon = self.daemon()
