@@ -26,7 +26,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from itertools import pairwise
+from itertools import groupby, pairwise
 from operator import attrgetter
 from pathlib import Path
 from statistics import linear_regression
@@ -54,6 +54,7 @@ FILES = {  # of Locust's, and what they are called in a report
     "run.html": "locust.html",
 }
 WARM = 1 / 3  # of a run, after which a daemon has what it needs
+MINUTE = 60.0  # seconds
 LOGGED = ("POST", "message")  # of the locustfile: each is a row when it was acknowledged
 
 
@@ -301,14 +302,16 @@ def _missed(scenario: Scenario, kinds: Sequence[Kind], moments: Sequence[Moment]
 def growth(moments: Sequence[Moment]) -> tuple[float, float]:
     """MiB of memory, and descriptors, by which a warm daemon grows in ten minutes.
 
-    By least squares over all moments after the first third of the run.
+    By least squares after the first third of the run. Descriptors come and go with the load, so
+    it is the fewest of each minute that count: those that leaked are among them for ever.
     """
     warm = moments[int(len(moments) * WARM) :]
-    if len(warm) < 3:
+    if not warm or warm[-1].at - warm[0].at < 3 * MINUTE:
         return 0.0, 0.0
-    at = [moment.at for moment in warm]
-    memory = linear_regression(at, [moment.memory / 2**20 for moment in warm]).slope
-    return 600 * memory, 600 * linear_regression(at, [m.descriptors for m in warm]).slope
+    memory = linear_regression([m.at for m in warm], [m.memory / 2**20 for m in warm]).slope
+    minutes = [[*some] for _, some in groupby(warm, lambda m: (m.at - warm[0].at) // MINUTE)]
+    fewest = [min(moment.descriptors for moment in minute) for minute in minutes]
+    return 600 * memory, 600 * linear_regression([m[0].at for m in minutes], fewest).slope
 
 
 # --- the page ---------------------------------------------------------------------------------
