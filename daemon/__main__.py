@@ -25,7 +25,14 @@ from protocols.options import MEANS, Secret
 HOME = Path(__file__).resolve().parents[1]
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="""\b
+Examples:
+  python -m daemon check-config
+  python -m daemon doctor
+  python -m daemon verify data/ingest""",
+)
 @click.version_option(package_name="roundhouse-daemon", prog_name="roundhouse daemon")
 def main() -> None:
     """Commands on this box's files. To serve: twistd -y service.tac, or ./run_app.sh -run."""

@@ -136,6 +136,7 @@ class Binder:
     home: Path
     resets: bool = False
     unsent: int = 0
+    unread: int = 0
     claims: list[Claim] = field(factory=list)
 
     def listenTCP(
@@ -187,7 +188,7 @@ class Binder:
         sock.setblocking(False)
         os.set_inheritable(sock.fileno(), False)
         if sock.family != socket.AF_UNIX:
-            _inherit(sock, self.resets, self.unsent)
+            _inherit(sock, self.resets, self.unsent, self.unread)
         sock.listen(backlog)
         claim = Claim(factory, sock, mode)
         self.claims.append(claim)
@@ -199,7 +200,7 @@ class Binder:
     adoptDatagramPort = connectTCP = connectUNIX = adoptStreamConnection
 
 
-def _inherit(sock: socket.socket, resets: bool, unsent: int) -> None:
+def _inherit(sock: socket.socket, resets: bool, unsent: int, unread: int) -> None:
     """Accepted sockets inherit these from the one that listens: no system call a connection."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -210,6 +211,8 @@ def _inherit(sock: socket.socket, resets: bool, unsent: int) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
     if unsent:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, unsent)
+    if unread:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, unread)
 
 
 def _clear_stale(path: Path) -> None:
@@ -257,7 +260,8 @@ def claim(
     refused: list[tuple[Listen, str, Exception]] = []
     skipped: list[tuple[Listen, str, Exception]] = []
     for listen, factory in listens:
-        binder = Binder(home, listen.port.resets, listen.port.unsent)
+        port = listen.port
+        binder = Binder(home, port.resets, port.unsent, port.unread)
         problems = skipped if listen.port.secondary and not listen.named else refused
         problems += [
             (listen, endpoint, problem)

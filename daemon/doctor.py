@@ -10,7 +10,8 @@ import pwd
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median
 
@@ -19,12 +20,13 @@ import click
 import psutil
 from attrs import frozen
 
-from daemon import binding, settings
+from daemon import binding, settings, wrappers
 from daemon.binding import Holder
 from daemon.catalogue import CATALOGUE
 from daemon.gate import descriptors, places
 from daemon.settings import ConfigError, Listen, Settings
 from daemon.stores import files
+from protocols.options import Secret
 
 HOME = Path(__file__).resolve().parents[1]
 OK, WARNING, BAD = "ok", "warning", "bad"
@@ -33,6 +35,7 @@ RESERVED = Path("/proc/sys/net/ipv4/ip_local_reserved_ports")
 FEW = 4096  # descriptors
 LITTLE = 1 << 30  # bytes
 SLOW = 0.05  # seconds a sync may take
+RENEWED = timedelta(days=14)  # before its end a certificate should be
 VOLATILE = {"tmpfs": "a restart of the machine empties it", "ramfs": "a restart empties it"}
 REMOTE = {"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs"}
 
@@ -86,13 +89,27 @@ def examine(path: Path | None) -> Iterator[Finding]:
             yield Finding(BAD, "config.cfg", problem)
         return
     yield Finding(OK, "config.cfg", f"{path or 'there is none: the defaults hold'}")
+    if path is not None and path.stat().st_mode & 0o007 and _holds_secrets(now):
+        text = "holds secrets, and every user of this machine may read it"
+        remedy = f"chmod 0640 {path}, and chgrp to the group of the user that serves"
+        yield Finding(WARNING, "secrets", f"{path} {text}", remedy)
     running = _running(now.data_dir)
     if running:
         yield Finding(OK, "daemon", f"runs as process {running}")
     yield from _ports(now, running, binding.connections())
+    yield from _certificates(now)
     yield from _disk(now)
     yield from _limits(now)
     yield _reactor()
+
+
+def _holds_secrets(now: Settings) -> bool:
+    for service in now.services.values():
+        for value in attrs.asdict(service.options, recurse=False).values():
+            some = value.values() if isinstance(value, Mapping) else (value,)
+            if any(isinstance(one, Secret) and one.text for one in some):
+                return True
+    return False
 
 
 def _running(data: Path) -> int | None:
@@ -141,6 +158,29 @@ def _port(listen: Listen, number: int, holder: Holder, running: int | None) -> F
         return Finding(OK, about, f"{what}: served")
     remedy = f"stop it, or move this one: {listen.where}"
     return Finding(BAD, about, f"{what}: taken by {holder.who}", remedy)
+
+
+def _certificates(now: Settings) -> Iterator[Finding]:
+    endpoints = {
+        endpoint: f"[{listen.service}] {listen.key}"
+        for service in now.services.values()
+        for listen in (service.listens if service.enabled else ())
+        for endpoint in listen.endpoints
+    }
+    seen = set()
+    for endpoint, what in endpoints.items():
+        try:
+            credentials = wrappers.credentials(endpoint, now.home)
+            if credentials is None or credentials in seen:
+                continue
+            seen.add(credentials)
+            left = (until := credentials.until()) - datetime.now(UTC)
+        except ValueError as error:
+            yield Finding(BAD, "certificate", f"{what}: {error}")
+        else:
+            text = f"{credentials.certificate}: until {until:%Y-%m-%d}"
+            soon = left < RENEWED
+            yield Finding(WARNING if soon else OK, "certificate", text, "renew it" if soon else "")
 
 
 def _reserved() -> str:

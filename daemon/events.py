@@ -4,12 +4,12 @@ A name is `area.what`; it never changes its meaning, so that a search or an alar
 Each call of a logger in `daemon` and `protocols` gives one (`event="gate.refused"`) with exactly
 these fields. What other libraries log has the name `library`.
 
-docs/events.md is made from here: python -m daemon.events > docs/events.md
+docs/reference/events.md is made from here: python -m tests.reference
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from attrs import field, frozen
 
@@ -93,7 +93,7 @@ _ALL = (
     Event("reactor.failed", "critical", "what", "Something the loop called failed.", ("what",)),
     Event("tls.broken", "info", "name peer why", "TLS broke off.", ("name", "why")),
     Event("tls.read", "info", "name file", "A renewed certificate is in force."),
-    Event("tls.kept", "error", "name error", "A renewed certificate cannot be used."),
+    Event("tls.kept", "error", "name error", "Its certificate cannot be read or used anew."),
     Event("store.failed", "error", "error again", "Storing bulk bytes failed.", ("error",)),
     Event("store.broken", "critical", "", "Storing failed in a way it must not.", ()),
     Event("store.left", "critical", "", "An aborted stream may have left files behind.", ()),
@@ -152,23 +152,3 @@ _ALL = (
 )
 
 EVENTS: Mapping[str, Event] = {event.name: event for event in _ALL}
-
-
-def markdown() -> Iterator[str]:
-    """docs/events.md, line by line."""
-    yield "# What the daemon logs"
-    yield ""
-    yield "`LOG_FORMAT = text` writes `time [event#level] sentence`, `json` one object a line:"
-    yield "`time` (UTC), `level`, `event`, `message` (the sentence) and the fields below, and a"
-    yield "`traceback` where an exception is told of. Of connections that end alike, one line is"
-    yield "written a second; `more` says how many others it stands for."
-    yield ""
-    yield "| event | level | fields | meaning |"
-    yield "|---|---|---|---|"
-    for event in _ALL:
-        fields = ", ".join(f"`{name}`" for name in event.fields)
-        yield f"| `{event.name}` | {event.level or 'any'} | {fields} | {event.means} |"
-
-
-if __name__ == "__main__":
-    print("\n".join(markdown()))

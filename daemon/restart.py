@@ -1,4 +1,9 @@
-"""python -m daemon restart: have the running daemon become the program that is on disk now."""
+"""python -m daemon restart: have the running daemon become the program that is on disk now.
+
+It is asked at its admin port, with the TOKEN of config.cfg. So that no program of another user who
+took that port hears the token or has us signal somebody, only a process of ours is ever spoken to:
+one of this user, of USER, or of whom DATA_DIR belongs to.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +12,16 @@ import json
 import os
 import re
 import signal
+import socket
 import time
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Collection, Mapping
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import click
 import psutil
-from attrs import frozen
+from attrs import define
 
 from daemon import settings
 from daemon.admin import NAME
@@ -46,13 +52,15 @@ class Misread(Failed):
     exit_code = 78
 
 
-@frozen
+@define
 class Desk:
-    """The admin port of the daemon, as config.cfg has it."""
+    """The admin port of the daemon, as config.cfg has it. users: whose daemon it may be (uids)."""
 
     host: str
     port: int
     token: str
+    users: Collection[int]
+    pid: int = 0  # of the daemon, once it was seen
 
     @classmethod
     def of(cls, now: Settings) -> Desk:
@@ -63,20 +71,43 @@ class Desk:
             if number is not None and endpoint.startswith("tcp"):
                 found = _INTERFACE.search(endpoint)
                 host = re.sub(r"\\(.)", r"\1", found[1]) if found else ""
-                return cls(_EVERYWHERE.get(host, host), number, shown.options.token.text)
+                token = shown.options.token.text
+                return cls(_EVERYWHERE.get(host, host), number, token, _users(now))
         raise Absent(
             f"{now.path or 'config.cfg'} has no admin port that could be asked: kill -USR2 PID"
         )
 
-    def is_of(self, pid: int) -> bool:
-        """Whether that process listens there: who merely answers must not have us signal others."""
-        return any(
-            one.status == psutil.CONN_LISTEN and one.laddr.port == self.port
-            for one in psutil.Process(pid).net_connections("tcp")
+    def look(self) -> bool:
+        """Find the process of ours that listens there. False: nobody listens; raises Foreign."""
+        for pid in (self.pid, *psutil.pids()):
+            if self._listens(pid):
+                self.pid = pid
+                return True
+        try:
+            socket.create_connection((self.host, self.port), ANSWERS).close()
+        except OSError:
+            return False
+        raise Foreign(
+            f"what listens at {self.host}:{self.port} belongs to another user: run this as that"
+            " user or as root; it was asked nothing"
         )
 
+    def _listens(self, pid: int) -> bool:
+        """Whether it is one of ours, and listens there."""
+        everywhere = "::" if ":" in self.host else "0.0.0.0"
+        at = {(self.host, self.port), (everywhere, self.port)}
+        with suppress(psutil.Error):
+            process = psutil.Process(pid)
+            return process.uids().effective in self.users and any(
+                one.status == psutil.CONN_LISTEN and one.laddr in at
+                for one in process.net_connections("tcp")
+            )
+        return False
+
     def status(self) -> Mapping[str, Any] | None:
-        """What /status says; None: nobody answers."""
+        """What /status says; None: nobody answers. Raises Foreign."""
+        if not self.look():
+            return None
         head = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         try:
             with closing(http.client.HTTPConnection(self.host, self.port, timeout=ANSWERS)) as ask:
@@ -89,6 +120,15 @@ class Desk:
             answer.status == 200 and isinstance(found, dict) and found.get("name") == "roundhouse"
         )
         return found if ours else None
+
+
+def _users(now: Settings) -> Collection[int]:
+    found = {os.geteuid()}
+    if now.user is not None:
+        found.add(now.user[0])
+    with suppress(OSError):  # it may be there only once a daemon was started
+        found.add(now.data_dir.stat().st_uid)
+    return found
 
 
 @click.command(
@@ -129,14 +169,14 @@ def restart(path: Path | None, timeout: float, as_json: bool) -> None:
         raise Absent(f"pid {before['pid']} is of a version that cannot be restarted so: stop it")
     began = time.monotonic()
     try:
-        if not desk.is_of(before["pid"]):
-            raise Foreign(f"pid {before['pid']} does not listen at {desk.host}:{desk.port}")
-        os.kill(before["pid"], signal.SIGUSR2)
-    except (PermissionError, psutil.Error):
-        raise Foreign(f"pid {before['pid']} belongs to another user") from None
+        os.kill(desk.pid, signal.SIGUSR2)
+    except OSError as error:
+        raise Foreign(f"pid {desk.pid} cannot be told: {error.strerror}") from None
     while True:
         time.sleep(LOOK_EVERY)
-        found = desk.status()
+        found = None
+        with suppress(Foreign):  # a daemon that goes into the background is seen a moment later
+            found = desk.status()
         took = time.monotonic() - began
         if found is not None and found["uptime_seconds"] < took - LOOK_EVERY and found["ready"]:
             break

@@ -32,7 +32,18 @@ from twisted.internet.endpoints import quoteStringArgument
 
 from daemon import admin
 from daemon.logs import LEVELS, Wanted, escape
-from protocols.options import EACH, KIND, Unspoken, choice, command, count, duration, flag, size
+from protocols.options import (
+    EACH,
+    KIND,
+    MEANS,
+    Unspoken,
+    choice,
+    command,
+    count,
+    duration,
+    flag,
+    size,
+)
 from protocols.spec import Port, Spec
 
 _T = TypeVar("_T")
@@ -49,6 +60,22 @@ class ConfigError(Exception):
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(map(escape, problems))
         super().__init__("\n".join(self.problems))
+
+
+@frozen
+class Key:
+    """One key that config.cfg may have; TOKEN_<name> stands for one of each name.
+
+    kind: from text to value; its docstring and limits are what the reference says of values.
+    also_default: [DEFAULT] may hold it, too.
+    """
+
+    section: str
+    name: str
+    kind: Callable[[str], Any]
+    default: Any
+    means: str
+    also_default: bool = False
 
 
 @frozen
@@ -158,32 +185,19 @@ def read(
     path: Path | None, home: Path, specs: Sequence[Spec], environ: Mapping[str, str]
 ) -> Settings:
     """Read `path` for `specs`. Raises ConfigError with all that is wrong with it."""
-    text = _File.load(path)
-    base = home if path is None else path.parent
-    reader = _Reader(text, base, environ)
-    server_ip = reader.value("DEFAULT", "SERVER_IP", _address, "127.0.0.1")
-    data_dir = reader.value("DEFAULT", "DATA_DIR", _path, Path("data"))
-    grace = reader.value("daemon", "GRACE", partial(duration, most=3600.0), 10.0)
-    settings = Settings(
-        path=path,
-        home=base,
-        server_ip=server_ip,
-        data_dir=base / data_dir,
-        grace=grace,
-        connections=reader.value("daemon", "CONNECTIONS", count, 0),
-        per_address=reader.value("daemon", "PER_ADDRESS", count, PER_ADDRESS),
-        limit_loopback=reader.value("daemon", "LIMIT_LOOPBACK", flag, False),
-        user=reader.user(),
-        log=reader.log(),
-        services={
-            **{spec.name: reader.service(spec, server_ip) for spec in specs},
-            admin.NAME: reader.service(admin.SPEC, admin.HOST),
-        },
-    )
+    reader = _Reader(_File.load(path), home if path is None else path.parent, environ)
+    settings = reader.settings(path, specs)
     reader.refuse_the_unknown(specs)
     if reader.problems:
         raise ConfigError([problem for _, problem in sorted(reader.problems)])
     return settings
+
+
+def keys(specs: Sequence[Spec]) -> Sequence[Key]:
+    """Every key there is, in the order of the sections."""
+    reader = _Reader(_File("config.cfg"), Path(), {})
+    reader.settings(None, specs)
+    return reader.keys
 
 
 @define
@@ -249,7 +263,52 @@ class _Reader:
     home: Path  # relative paths are relative to it
     environ: Mapping[str, str]
     problems: list[tuple[int, str]] = field(factory=list)  # line, text
+    keys: list[Key] = field(factory=list)  # all that were asked for
     _known: dict[str, set[str]] = field(factory=lambda: {"DEFAULT": set(), "daemon": set()})
+
+    def settings(self, path: Path | None, specs: Sequence[Spec]) -> Settings:
+        server_ip = self.value(
+            "DEFAULT",
+            "SERVER_IP",
+            _address,
+            "127.0.0.1",
+            "where all services listen; 0.0.0.0 or :: opens them to the network",
+        )
+        data_dir = self.value(
+            "DEFAULT", "DATA_DIR", _path, Path("data"), "the folder of all that is kept"
+        )
+        return Settings(
+            path=path,
+            home=self.home,
+            server_ip=server_ip,
+            data_dir=self.home / data_dir,
+            grace=self.value(
+                "daemon",
+                "GRACE",
+                partial(duration, most=3600.0),
+                10.0,
+                "seconds a stop may take to finish what is in hand",
+            ),
+            connections=self.value(
+                "daemon",
+                "CONNECTIONS",
+                count,
+                0,
+                "most connections at once; 0: three quarters of the descriptors there may be",
+            ),
+            per_address=self.value(
+                "daemon", "PER_ADDRESS", count, PER_ADDRESS, "most from one address; 0: no limit"
+            ),
+            limit_loopback=self.value(
+                "daemon", "LIMIT_LOOPBACK", flag, False, "PER_ADDRESS holds for this machine, too"
+            ),
+            user=self.user(),
+            log=self.log(),
+            services={
+                **{spec.name: self.service(spec, server_ip) for spec in specs},
+                admin.NAME: self.service(admin.SPEC, admin.HOST),
+            },
+        )
 
     def value(
         self,
@@ -257,10 +316,12 @@ class _Reader:
         key: str,
         kind: Callable[[str], _T],
         default: _T,
+        means: str,
         *,
         also_default: bool = False,
     ) -> _T:
         """The value of a key: from the environment, its section, [DEFAULT] if that may hold it."""
+        self.keys.append(Key(section, key, kind, default, means, also_default))
         self._known.setdefault(section, set()).add(key.lower())
         sections = [section]
         if also_default:
@@ -279,8 +340,10 @@ class _Reader:
 
     def user(self) -> tuple[int, int] | None:
         """uid and gid; the group is the user's own if none is named."""
-        found = self.value("daemon", "USER", _user, None)
-        group = self.value("daemon", "GROUP", _group, None)
+        found = self.value(
+            "daemon", "USER", _user, None, "who a daemon of root becomes; owns what is in DATA_DIR"
+        )
+        group = self.value("daemon", "GROUP", _group, None, "its group; empty: the group of USER")
         if found is None:
             if group is not None:
                 line = self.file.lines.get(("daemon", "group"), 0)
@@ -291,33 +354,58 @@ class _Reader:
 
     def log(self) -> Wanted:
         usual = Wanted()
-        file = self.value("daemon", "LOG_FILE", _file, None)
+        file = self.value(
+            "daemon", "LOG_FILE", _file, None, "where the log goes; empty: where twistd logs"
+        )
         return Wanted(
-            format=self.value("daemon", "LOG_FORMAT", choice("text", "json"), usual.format),
-            level=self.value("daemon", "LOG_LEVEL", choice(*LEVELS), usual.level),
+            format=self.value(
+                "daemon",
+                "LOG_FORMAT",
+                choice("text", "json"),
+                usual.format,
+                "a sentence a line, or an object a line",
+            ),
+            level=self.value(
+                "daemon", "LOG_LEVEL", choice(*LEVELS), usual.level, "what is less is not written"
+            ),
             file=None if file is None else self.home / file,
-            size=self.value("daemon", "LOG_SIZE", size, usual.size),
-            keep=self.value("daemon", "LOG_KEEP", partial(count, most=1000), usual.keep),
+            size=self.value(
+                "daemon",
+                "LOG_SIZE",
+                size,
+                usual.size,
+                "bytes beyond which LOG_FILE begins anew, the old one kept as .1; 0: never",
+            ),
+            keep=self.value(
+                "daemon", "LOG_KEEP", partial(count, most=1000), usual.keep, "old ones that stay"
+            ),
         )
 
     def service(self, spec: Spec, server_ip: str) -> Service:
         also = spec.also_default
+        enabled = self.value(spec.name, "ENABLED", flag, True, "whether there is this service")
+        listens = tuple(self._listen(spec, port, server_ip) for port in spec.ports)
         options = {
             a.name: self._each(spec.name, a)
             if EACH in a.metadata
-            else self.value(spec.name, a.name.upper(), self._kind(a), a.default, also_default=also)
+            else self.value(
+                spec.name,
+                a.name.upper(),
+                self._kind(a),
+                a.default,
+                a.metadata[MEANS],
+                also_default=also,
+            )
             for a in attrs.fields(spec.options)
         }
-        return Service(
-            enabled=self.value(spec.name, "ENABLED", flag, True),
-            listens=tuple(self._listen(spec, port, server_ip) for port in spec.ports),
-            options=spec.options(**options),
-        )
+        return Service(enabled, listens, spec.options(**options))
 
     def _each(self, section: str, option: Any) -> dict[str, Any]:
         """TOKEN_<name> for whatever names the section has."""
         prefix = f"{option.name}_"
         known = self._known.setdefault(section, set())
+        means = option.metadata[MEANS]
+        self.keys.append(Key(section, f"{prefix.upper()}<name>", option.metadata[KIND], "", means))
         values = {}
         for key, text in self.file.sections.get(section, {}).items():
             if key.startswith(prefix) and (name := key.removeprefix(prefix)):
@@ -359,10 +447,16 @@ class _Reader:
     def _listen(self, spec: Spec, port: Port, server_ip: str) -> Listen:
         also = spec.also_default
         number = self.value(
-            spec.name, port.key, partial(count, most=65535), port.number, also_default=also
+            spec.name,
+            port.key,
+            partial(count, most=65535),
+            port.number,
+            port.means,
+            also_default=also,
         )
         none: tuple[str, ...] = ()
-        endpoints = self.value(spec.name, port.listen_key, _endpoints, none)
+        instead = f"Twisted endpoints in place of {port.key}"
+        endpoints = self.value(spec.name, port.listen_key, _endpoints, none, instead)
         if endpoints:
             key, section, named = port.listen_key, spec.name, True
         else:
@@ -399,6 +493,7 @@ def _address(text: str) -> str:
 
 
 def _path(text: str) -> Path:
+    """A path, relative to the folder of config.cfg; `~` is the home of who starts the daemon."""
     if not text.strip() or "\0" in text:
         raise ValueError("a folder is needed, such as data or /var/lib/roundhouse")
     return _expanded(text.strip())
@@ -415,6 +510,7 @@ def _expanded(text: str) -> Path:
 
 
 def _file(text: str) -> Path | None:
+    """A path, relative to the folder of config.cfg; or empty."""
     return _path(text) if text.strip() else None
 
 
@@ -429,6 +525,7 @@ def _user(text: str) -> pwd.struct_passwd | None:
 
 
 def _group(text: str) -> int | None:
+    """A group of this machine; or empty."""
     if not text.strip():
         return None
     try:
@@ -438,7 +535,7 @@ def _group(text: str) -> int | None:
 
 
 def _runnable(home: Path, text: str) -> tuple[str, ...]:
-    """A command whose program is there; its path is absolute, also where it was on PATH."""
+    """A program that is there, and its arguments, quoted as for a shell; none runs it. Or empty."""
     words = command(text)
     if not words:
         return ()
@@ -451,11 +548,11 @@ def _runnable(home: Path, text: str) -> tuple[str, ...]:
 
 
 def _endpoints(text: str) -> tuple[str, ...]:
-    """Endpoint strings, one a line; only their kind is judged here, the rest when they listen."""
+    """Endpoint strings, one a line: `tcp:8080:interface=10.0.0.1`, `unix:/run/chat.sock`."""
     lines = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not lines:
         raise ValueError("an endpoint is needed, such as tcp:8080 or unix:/run/chat.sock")
-    for line in lines:
+    for line in lines:  # only their kind is judged here, the rest when they listen
         kind, colon, _ = line.removeprefix("haproxy:").partition(":")
         if kind not in ENDPOINTS or not colon:
             raise ValueError(

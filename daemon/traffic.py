@@ -47,17 +47,20 @@ class TcpInfo:
     _found: bytearray = field(factory=lambda: bytearray(_INFO.size), init=False)
     _size: ctypes.c_uint32 = field(factory=lambda: ctypes.c_uint32(_INFO.size), init=False)
     _ask: Any = field(init=False)
+    _place: Any = field(init=False)
+    _at: Any = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         # PyDLL keeps the lock of the interpreter: to give it up and get it back costs more
-        place = (ctypes.c_char * _INFO.size).from_buffer(self._found)
-        ask, size = ctypes.PyDLL(None).getsockopt, ctypes.byref(self._size)
-        self._ask = lambda descriptor: ask(descriptor, _TCP, _TCP_INFO, place, size)
+        self._ask, self._at = ctypes.PyDLL(None).getsockopt, ctypes.byref(self._size)
+        self._place = (ctypes.c_char * _INFO.size).from_buffer(self._found)
 
     def moved(self, descriptor: int) -> tuple[int, int]:
         """The bytes received and sent by it so far; none where that is not known."""
         # an older kernel makes the size smaller than it was, for good
-        if not LINUX or self._ask(descriptor) or self._size.value < _INFO.size:
+        if not LINUX or self._ask(descriptor, _TCP, _TCP_INFO, self._place, self._at):
+            return 0, 0
+        if self._size.value < _INFO.size:
             return 0, 0
         state, acked, received, queued, sent, again = _INFO.unpack(self._found)
         sent -= again
@@ -91,11 +94,11 @@ class Traffic:
 
     def so_far(self, *lives: Live) -> Moved:
         """With what those that are open have moved."""
-        received, sent = self._received, self._sent
+        received, sent, of = self._received, self._sent, self._of
         for peer in chain.from_iterable(lives):
-            more = self._of(peer.transport)
-            received += more[0]
-            sent += more[1]
+            came, went = of(peer.transport)
+            received += came
+            sent += went
         return Moved(received, sent)
 
     def _of(self, transport: Any) -> tuple[int, int]:

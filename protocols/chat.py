@@ -17,7 +17,8 @@ Commands (COMMANDS = off: they are text like any other)
     /msg NAME TEXT        only NAME sees `*NAME* TEXT`, with the sender's name
     /join ROOM            move to another room
     /rooms  /who [ROOM]   which there are; who is in one
-    /history [N]          the last N lines of the room (20), `*** 2026-11-21 06:35:12 line`, in UTC
+    /history [N]          the last N lines of the room (20), `*** 2026-11-21 06:35:12 line`, in UTC;
+                          of very many those that fit about 1 MiB
     /help  /quit
     //x                   the text /x
 Only these words, in lower case, at the start of a line are commands; any other `/x` is text. The
@@ -72,6 +73,7 @@ from protocols.stores import Kind, Line, Render, Said
 
 ERR = b"ERR Invalid message\n"
 UNSENT = 64 << 10  # bytes: a stuck member is to be seen by us, not by the kernel alone
+UNREAD = 64 << 10  # bytes of tiny lines that one member may bring in a turn, about
 LONGEST_BYTES = 160 + LONGEST * 4 + 1  # a command and a name, the text, a CR
 ANSWER = "*** "
 LONGEST_ANSWER = 400  # bytes of a line of names, before it goes on in another
@@ -133,10 +135,13 @@ def named(line: Line | Said) -> bytes:
     return b"* " + name + b" " + line.text + b"\n" if line.kind is Kind.ACTION else b""
 
 
-def remembered(said: Said) -> bytes:
-    """A line of the past."""
-    day, time = moment(int(said.at))
-    return f"{ANSWER}{day} {time} ".encode() + named(said)
+def remembered(past: Sequence[Said]) -> bytes:
+    """Lines of the past."""
+    lines = []
+    for said in past:
+        day, time = moment(int(said.at))
+        lines.append(f"{ANSWER}{day} {time} ".encode() + named(said))
+    return b"".join(lines)
 
 
 @define(eq=False, repr=False)
@@ -280,10 +285,11 @@ class Chat(Speaker):
 
     async def _history(self, most: str) -> None:
         (room,) = self.rooms
-        past = await self.broadcast.history(room, count(most, least=1, most=MOST_HISTORY))
-        if past:
-            self.seat.private(b"".join(map(remembered, past)))
-        else:
+        number = count(most, least=1, most=MOST_HISTORY)
+        pages = await self.recalled(room, number, remembered)
+        for page in pages:
+            self.seat.private(page)
+        if not pages:
             self._answer(f"No history of {room}")
 
     def _answer(self, *texts: str) -> None:
@@ -335,14 +341,16 @@ def build(context: Context) -> dict[str, LiveFactory]:
 SPEC = Spec(
     name="chat",
     ports=(
-        Port("PORT", 60060, broadcasts=True, unsent=UNSENT, busy=b"ERR busy\n"),
+        Port("PORT", 60060, broadcasts=True, unsent=UNSENT, unread=UNREAD, busy=b"ERR busy\n"),
         Port(
             "IRC_PORT",
             6667,
             secondary=True,
             broadcasts=True,
             unsent=UNSENT,
+            unread=UNREAD,
             busy=b"ERROR :Closing link (too many connections)\r\n",
+            means="the same rooms for IRC clients",
         ),
     ),
     build=build,

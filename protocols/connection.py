@@ -3,7 +3,7 @@
 This runs for every connection and every read, so it does little: no timer, no log line and no
 allocation per message. Silence and lingering are found by one timer for all (`Live`).
 
-How a connection ends (WIRE, every service)
+How a connection ends, in every service
     close    what was written goes out, then FIN; what the peer still sends is read and dropped,
              so that the kernel has no reason to reset the answer away, until the peer's own FIN
              or LINGER seconds or LINGER_BYTES later

@@ -42,6 +42,7 @@ from protocols.spec import Context, Port, Spec
 
 WORD = b"DESCONEXION"
 HOLD = 0.1  # seconds
+GLUT = 1 << 17  # bytes of a read after which it is the turn of others: more lie there
 LONGEST = 4096  # bytes
 
 _LF = 0x0A
@@ -111,8 +112,12 @@ class Echo(Connection):
     _lines: bool = field(default=False, init=False)  # the peer has sent an LF
     _inside: bool = field(default=False, init=False)  # of a line that is not the word
     _easy: bool = field(default=True, init=False)  # nothing is held, cut, inside or ended
+    _full: bool = field(default=False, init=False)  # our output is
 
     def dataReceived(self, data: bytes) -> None:
+        if len(data) > GLUT:
+            self.transport.pauseProducing()
+            self.live.clock.callLater(0, self._read_on)
         # Nearly every read, so this is all that happens: whole ASCII lines, or a segment of a
         # peer without lines, and in them no trace of the word.
         if self._easy and data.isascii() and _RARE not in data:
@@ -131,6 +136,18 @@ class Echo(Connection):
     def received(self, data: bytes) -> None:
         self._hear(data)
         self._easy = not (self._held or self._cut or self._inside or self.closing)
+
+    def pauseProducing(self) -> None:
+        self._full = True
+        super().pauseProducing()
+
+    def resumeProducing(self) -> None:
+        self._full = False
+        super().resumeProducing()
+
+    def _read_on(self) -> None:
+        if not self._full:
+            super().resumeProducing()
 
     def close(self, outcome: str, detail: str = "") -> None:
         self._easy = False

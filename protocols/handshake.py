@@ -52,11 +52,12 @@ Limits
     connection wait for the ledger, no more of it is read until half of them are answered; a read
     that holds very many is served over several turns, so that others get in between. While the
     ledger is behind, KEEP is not read at all; only single requests can come too many (busy).
-    IDLE_TIMEOUT closes silent HTTP connections and those that never spoke; STALL ends a JSON
-    object that stays unfinished. Silence never ends a KEEP.
+    IDLE_TIMEOUT closes silent HTTP connections and those that never spoke, REQUEST_TIMEOUT those
+    whose request over HTTP does not come to its end; STALL ends a JSON object that stays
+    unfinished. Silence never ends a KEEP.
 
 Outcomes
-    answered, refused, left, silent, drained, cut
+    answered, refused, left, silent, slow (its HTTP request was not whole in time), drained, cut
 
 Source: three seeds that send these two ports a form, JSON or bare text, each in its own words
 (hence the aliases). KEEP, quoted texts and the rule of the fixed place are the wire's own.
@@ -68,6 +69,7 @@ import json
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import ceil
 from typing import Any, ClassVar, Generic, TypeVar
 from urllib.parse import quote
@@ -79,6 +81,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from protocols.connection import Connection, Live, LiveFactory, spoken
+from protocols.deadline import Deadline
 from protocols.framing import Lines, Overlong
 from protocols.guesses import Guesses, source
 from protocols.handshake_formats import (
@@ -140,6 +143,9 @@ class Options:
     message_log_keep: int = option(5, count, "old log files that stay: .1, the newest, to .5")
     idle_timeout: float = option(
         300.0, duration, "silence that closes an HTTP connection, or one that never spoke; 0: never"
+    )
+    request_timeout: float = option(
+        30.0, partial(duration, least=0.1), "seconds in which an HTTP request must be whole"
     )
 
 
@@ -315,6 +321,8 @@ class Handshake(Connection):
     turnstile: Turnstile
     guesses: Guesses
     limited: Callable[[str], bool]  # whether wrong codes from a host are counted
+    request_timeout: float
+    deadline: Deadline = field(init=False)  # of a request over HTTP
     speech: Speech = field(init=False)
     draining: bool = field(default=False, init=False)
     _resets: bool = field(default=False, init=False)
@@ -331,6 +339,12 @@ class Handshake(Connection):
         self.name = spoken(address)
         self._host = source(host) if self.limited(host) else ""
         self.speech = Opening(self)
+        self.deadline = Deadline(
+            self.live.clock,
+            self.request_timeout,
+            lambda: 0 if self.closing or self._paused else self.speech.awaited,
+            lambda: self.speech.late(),
+        )
         self._resets = self.desk.FIN_ANSWERS  # the listening port has it so
 
     def received(self, data: bytes) -> None:
@@ -356,6 +370,9 @@ class Handshake(Connection):
         self.draining = True
         if not self.closing:
             self.speech.drain()
+
+    def closed(self, reason: Failure) -> None:
+        self.deadline.end()
 
     def means_fin(self) -> None:
         """From here on our FIN can mean only that we have said everything."""
@@ -456,8 +473,12 @@ class Handshake(Connection):
             self._read_on()
         self.speech.received(data)
 
+    @property
+    def _paused(self) -> bool:
+        return self._full or self._behind or self._outside
+
     def _go_on(self) -> None:
-        if self._full or self._behind or self._outside:
+        if self._paused:
             return
         data, self._held = self._held, b""
         self._take(data)
@@ -470,7 +491,7 @@ class Handshake(Connection):
         """Read on, or go on with what is held, unless we are behind."""
         if self.closing:
             return
-        if self._full or self._behind or self._outside:
+        if self._paused:
             super().pauseProducing()
         elif self._held:
             super().pauseProducing()
@@ -508,6 +529,14 @@ class Speech:
         """As Connection.finished."""
         raise NotImplementedError
 
+    @property
+    def awaited(self) -> int:
+        """As `http1.Http1.awaited`."""
+        return 0
+
+    def late(self) -> None:
+        """What was awaited did not come in time."""
+
     def silent(self) -> None:
         """Nothing came for IDLE_TIMEOUT."""
 
@@ -526,7 +555,9 @@ class Opening(Speech):
         speaks = tongue(self._begun)
         if speaks is not None:
             self._choose(speaks)
-        elif not awaits_line(self._begun):
+        elif awaits_line(self._begun):
+            self.peer.deadline.look()
+        else:
             self.peer.later(self.peer.desk.SILENCE, self._take_as_text)
 
     def finished(self) -> None:
@@ -535,6 +566,14 @@ class Opening(Speech):
         else:
             self.peer.means_fin()
             self.peer.close("left")
+
+    @property
+    def awaited(self) -> int:
+        return int(awaits_line(self._begun))
+
+    def late(self) -> None:
+        self._choose(Tongue.HTTP)
+        self.peer.speech.late()
 
     def silent(self) -> None:
         self.peer.abort("silent")
@@ -759,6 +798,14 @@ class Http(Speech):
         self._http.eof()
         self._say()
 
+    @property
+    def awaited(self) -> int:
+        return 0 if self._http.waiting else self._http.awaited
+
+    def late(self) -> None:
+        self._http.eof(_TOO_SLOW)
+        self._say("slow")
+
     def silent(self) -> None:
         if not self._http.waiting:
             self._http.eof(_TOO_SLOW)
@@ -815,6 +862,7 @@ class Http(Speech):
         if answers := self._http.ready():
             peer.transport.write(answers)
         peer.pace(self._http.waiting, self.MOST, self._size)
+        peer.deadline.look()
         if self._http.closing:
             peer.close("drained" if peer.draining else "left" if peer.ended else outcome)
 
@@ -873,7 +921,9 @@ def build(context: Context) -> dict[str, LiveFactory]:
         live = Live(name, context.clock, options.idle_timeout)
         return LiveFactory(
             live,
-            lambda live: Handshake(live, desk, context.kernel, turnstile, guesses, limited),
+            lambda live: Handshake(
+                live, desk, context.kernel, turnstile, guesses, limited, options.request_timeout
+            ),
         )
 
     return {
@@ -896,7 +946,10 @@ def _from_elsewhere(host: str) -> bool:
 
 SPEC = Spec(
     name="handshake",
-    ports=(Port("CODE_PORT", 8000), Port("MESSAGE_PORT", 8001, resets=True)),
+    ports=(
+        Port("CODE_PORT", 8000, means="where an id gets its code"),
+        Port("MESSAGE_PORT", 8001, resets=True, means="where messages are logged, and read back"),
+    ),
     build=build,
     options=Options,
     stores=frozenset({"ledger"}),

@@ -412,6 +412,7 @@ class Http1:
     _rest: bytes = field(default=b"", init=False)
     _searched: int = field(default=0, init=False)
     _over: bool = field(default=False, init=False)
+    _came: int = field(default=0, init=False)  # requests that are whole
 
     # The request being read: what its head said; if it is streamed, its exchange and who takes its
     # body, else what came of it; how many bytes of the body, or of its chunk, are still to come.
@@ -436,6 +437,18 @@ class Http1:
     def waiting(self) -> int:
         """Requests whose answers `ready` has not given yet. Pause reading while they are many."""
         return len(self._waiting)
+
+    @property
+    def awaited(self) -> int:
+        """The number of the request that has begun and is not whole, from 1; 0: there is none.
+
+        A streamed body is not awaited: it takes its time.
+        """
+        if self._step is Http1._read_head:
+            begun = bool(self._rest.strip(b"\r\n"))
+        else:
+            begun = self._body is None
+        return self._came + 1 if begun and not self._over else 0
 
     @property
     def closing(self) -> bool:
@@ -634,6 +647,7 @@ class Http1:
     def _end(self) -> None:
         """The request is whole."""
         exchange, body = self._exchange, self._body
+        self._came += 1
         self._exchange = self._body = None
         self._step = Http1._read_head
         if exchange is None:

@@ -35,6 +35,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 
 from attrs import define, field
+from twisted.internet.defer import Deferred
 
 from protocols.connection import Live
 from protocols.framing import Lines, Overlong
@@ -90,7 +91,7 @@ MOTD = (
 
 _NUMBER = re.compile("[1-9][0-9]{0,4}", re.ASCII)  # as the key of a room
 _LIGHT = {"PRIVMSG", "NOTICE", "PING", "PONG", ""}  # any other command is the last of its turn
-_TURN = A_TURN // 4  # lines; one costs more than one of the plain wire
+_TURN = A_TURN // 16  # lines; one costs more than one of the plain wire, an answer its own write
 _NEEDY = {"CAP", "PING", "USER", "JOIN", "PART", "TOPIC", "INVITE", "KICK", "USERHOST"} | {
     "HISTORY",
     "CHATHISTORY",
@@ -392,10 +393,11 @@ class Irc(Speaker):
             if not self.echo:
                 self._show(Line(b"", self.name, Kind.JOIN), f"#{room}")
             key = keys[number] if number < len(keys) else ""
-            past = self.broadcast.history(room, int(key)) if _NUMBER.fullmatch(key) else None
+            most = int(key) if _NUMBER.fullmatch(key) else 0
+            past = Deferred.fromCoroutine(self._recall(room, most)) if most else None
             await self._names(word)
             if past is not None:
-                self._replay(room, await past)
+                self._replay(await past)
 
     def _part_all(self, rooms: Iterable[str], why: str) -> None:
         for word in rooms:
@@ -480,13 +482,14 @@ class Irc(Speaker):
         except ValueError as why:
             self._reply("403", word, f"No history: {why}")
             return
-        self._replay(room, await self.broadcast.history(room, number))
+        self._replay(await self._recall(room, number))
 
     async def _chathistory(self, verb: str, words: list[str]) -> None:
         marks: list[str]
         match verb, words:
             case "TARGETS", [_, _, _]:
-                self._batch("draft/chathistory-targets", [], [])
+                start, end, _ = self._batch("draft/chathistory-targets")
+                self._replay([start, end])
                 return
             case "LATEST", [word, "*", most]:
                 marks = []
@@ -503,33 +506,43 @@ class Irc(Speaker):
             self._fail("INVALID_PARAMS", verb, str(why))
             return
         past = [(stamp(said.at), said) for said in await self.broadcast.history(room, ASKED)]
-        self._replay(room, chosen(verb, past, times, number))
+        start, end, mark = self._batch("chathistory", f"#{room}")
+        self._replay([start, self._shown(room, mark, chosen(verb, past, times, number)), end])
 
-    def _replay(self, room: str, past: Sequence[Said]) -> None:
-        """Lines of the past, as this client can show them."""
+    async def _recall(self, room: str, most: int) -> list[bytes]:
+        """The last `most` lines of `room` as one batch."""
+        start, end, mark = self._batch("chathistory", f"#{room}")
+        return [start, *await self.recalled(room, most, partial(self._shown, room, mark)), end]
+
+    def _shown(self, room: str, mark: str, past: Sequence[Said]) -> bytes:
+        """Lines of the past, as this client can show them. mark: the tag of their batch."""
         target = f"#{room}".encode()
         timed = "server-time" in self._able
-        lines: list[tuple[str, bytes]] = []
+        lines: list[bytes] = []
         for said in past:
             if timed:
-                tag, before = f"time={stamp(said.at)}", b""
+                tags, before = [mark, f"time={stamp(said.at)}"], b""
             else:
                 day, time = moment(int(said.at))
-                tag, before = "", f"[{day} {time}] ".encode()
-            lines += [(tag, line) for line in spelled(said, target, before)]
-        self._batch("chathistory", [f"#{room}"], lines)
+                tags, before = [mark], f"[{day} {time}] ".encode()
+            tag = ";".join(filter(None, tags))
+            first = f"@{tag} ".encode() if tag else b""
+            lines += [first + line for line in spelled(said, target, before)]
+        return b"".join(lines)
 
-    def _batch(self, kind: str, params: list[str], lines: list[tuple[str, bytes]]) -> None:
-        """Messages with their tags; as one batch, if the client knows what that is."""
+    def _batch(self, kind: str, *params: str) -> tuple[bytes, bytes, str]:
+        """How a batch begins and ends, and the tag of what is in it; nothing, for a client that
+        does not know what that is."""
+        if "batch" not in self._able:
+            return b"", b"", ""
         self._batches += 1
-        start, end, marks = b"", b"", [""]
-        if "batch" in self._able:
-            opening = " ".join([f":{SERVER} BATCH +{self._batches} {kind}", *params])
-            start, end = f"{opening}\r\n".encode(), message("BATCH", f"-{self._batches}")
-            marks = [f"batch={self._batches}"]
-        tagged = [(";".join(filter(None, [*marks, tag])), line) for tag, line in lines]
-        whole = [f"@{tags} ".encode() + line if tags else line for tags, line in tagged]
-        self.seat.private(b"".join([start, *whole, end]))
+        opening = " ".join([f":{SERVER} BATCH +{self._batches} {kind}", *params])
+        closing = message("BATCH", f"-{self._batches}")
+        return f"{opening}\r\n".encode(), closing, f"batch={self._batches}"
+
+    def _replay(self, parts: Sequence[bytes]) -> None:
+        for part in parts:
+            self.seat.private(part)
 
     # Answers
 

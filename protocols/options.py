@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import attrs
@@ -60,7 +61,10 @@ class Unspoken(ValueError):
 
 
 def secret(text: str) -> Secret:
-    """A secret of 8 to 256 printable ASCII characters without blanks. Raises Unspoken."""
+    """8 to 256 printable ASCII characters without blanks.
+
+    Raises Unspoken.
+    """
     if not re.fullmatch(r"[!-~]{8,256}", text):
         raise Unspoken("a secret has 8 to 256 printable ASCII characters and no blanks")
     return Secret(text)
@@ -106,13 +110,13 @@ def flag(text: str) -> bool:
 
 def choice(*allowed: str) -> Callable[[str], str]:
     """One of `allowed`, in lower case."""
+    return partial(_one_of, allowed)
 
-    def one(text: str) -> str:
-        if (word := text.strip().lower()) in allowed:
-            return word
-        raise ValueError(f"{text!r} is not one of: {', '.join(allowed)}")
 
-    return one
+def _one_of(allowed: tuple[str, ...], text: str) -> str:
+    if (word := text.strip().lower()) in allowed:
+        return word
+    raise ValueError(f"{text!r} is not one of: {', '.join(allowed)}")
 
 
 def file_prefix(text: str) -> str:

@@ -224,8 +224,14 @@ def build(context: Context) -> dict[str, LiveFactory]:
 SPEC = Spec(
     name="relay",
     ports=(
-        Port("PORT", 5011, resets=True),
-        Port("HTTP_PORT", 5012, secondary=True, busy=BUSY),
+        Port("PORT", 5011, resets=True, means="raw: nothing but the bytes of files, the box queue"),
+        Port(
+            "HTTP_PORT",
+            5012,
+            secondary=True,
+            busy=BUSY,
+            means="named boxes over HTTP, resumable uploads (tus), and a page",
+        ),
     ),
     build=build,
     options=Options,

@@ -33,7 +33,8 @@ Errors: JSON {"error": a short code, "detail": a sentence}, with 400, 401 (the b
 
 Outcomes
     answered, received (a parcel was acknowledged by its receiver's FIN), reset, stuck (no progress
-    for LEASE seconds), unread (the file could not be read), superseded (a newer writer went on
+    for LEASE seconds), slow (its request was not whole within REQUEST_TIMEOUT), unread (the file
+    could not be read), superseded (a newer writer went on
     with its upload), busy (no descriptor was left), left, silent, drained, cut
 """
 
@@ -57,6 +58,7 @@ from twisted.python.failure import Failure
 
 from protocols import http_fields, relay_page, tus
 from protocols.connection import Connection
+from protocols.deadline import Deadline
 from protocols.http1 import (
     LAST_CHUNK,
     Body,
@@ -113,11 +115,14 @@ LONGEST = 3600.0  # seconds one question may wait for a parcel
 LEND = 1 << 16  # bytes from which on a thread takes a body
 BATCH = 200  # parcels of a long list that are told in one go
 MANY = 8  # requests of one peer that may wait for their turn
+A_TURN = 4  # requests of one peer that are begun in a turn of the reactor: others have theirs
+A_READ = 32  # heads that are read in one, about
 BUSY = (
     Refused(429, "busy", "Too many connections are open; try again later.", (("Retry-After", "1"),))
     .response()
     .encode(connection="close")
 )
+_TOO_SLOW = Refused(408, "too-slow", "The request did not come to its end in time.").response()
 _RECEIVER = re.compile(r"[A-Za-z0-9._:%@-]{1,64}")
 
 
@@ -133,8 +138,11 @@ class RelayHttp(Connection):
     kernel: Kernel
     uploading: dict[Exchange, Uploading | Form] = field(factory=dict, init=False)
     _http: Http1 = field(init=False)
+    _deadline: Deadline = field(init=False)  # of a head, or a small body
     _asked: dict[Exchange, None] = field(factory=dict, init=False)  # not begun yet
     _going: bool = field(default=False, init=False)
+    _planned: bool = field(default=False, init=False)  # to go on in the next turn
+    _held: bytes = field(default=b"", init=False)  # read, and left for the next turns
     _full: bool = field(default=False, init=False)  # our output is
     _draining: bool = field(default=False, init=False)
     _claim: Deferred[Parcel | None] | None = field(default=None, init=False)
@@ -154,10 +162,20 @@ class RelayHttp(Connection):
 
     def opened(self) -> None:
         self._http = Http1(Limits(body=1 << 16), self._stream)
+        patience = self.options.request_timeout
+        self._deadline = Deadline(
+            self.live.clock, patience, lambda: self._awaited, lambda: self._too_slow("slow")
+        )
 
     def received(self, data: bytes) -> None:
+        data, self._held = self._held + data, b""
+        if (count := data.count(b"\r\n\r\n")) > A_READ:
+            cut = len(data) * A_READ // count
+            data, self._held = data[:cut], data[cut:]
         for exchange in self._http.feed(data):
             self._asked[exchange] = None
+        if self.ended and not self._held:
+            self._http.eof()
         self._go()
         self.lend()
 
@@ -165,7 +183,8 @@ class RelayHttp(Connection):
         if self._delivery is not None:
             self._delivery.look()
             return
-        self._http.eof()
+        if not self._held:
+            self._http.eof()
         self._go()
 
     def writeConnectionLost(self) -> None:
@@ -178,9 +197,7 @@ class RelayHttp(Connection):
         if self._busy:
             self.quiet = 0
         else:
-            self._http.eof(Refused(408, "too-slow", "Nothing came for too long.").response())
-            self._go()
-            self.close("silent")
+            self._too_slow("silent")
 
     def drain(self, grace: float) -> None:
         self._draining = True
@@ -196,6 +213,7 @@ class RelayHttp(Connection):
         self.transport.abortConnection()
 
     def closed(self, reason: Failure) -> None:
+        self._deadline.end()
         self._break_off()
         if self._delivery is not None:
             self._delivery.break_off()
@@ -216,7 +234,7 @@ class RelayHttp(Connection):
         if self.closing or self.ended or self._sending is not None:
             return
         held = any(one.paused for one in self.uploading.values())
-        if held or self._full or self._http.waiting > MANY:
+        if held or self._full or self._held or self._http.waiting > MANY:
             self.transport.pauseProducing()
         else:
             self.transport.resumeProducing()
@@ -225,7 +243,7 @@ class RelayHttp(Connection):
         """Let a thread read the rest of a long body, if its turn has come."""
         front = self._http.front
         up = None if front is None else self.uploading.get(front)
-        if up is None or self.closing or self.ended or self._full:
+        if up is None or self.closing or self.ended or self._full or self._held:
             return
         if isinstance(up, Form) or up.paused:
             return
@@ -252,20 +270,37 @@ class RelayHttp(Connection):
         waits = self._http.front is not None and not self.uploading
         return taken or waits or self._sending is not None or self._delivery is not None
 
+    @property
+    def _awaited(self) -> int:
+        paused = self.closing or self._full or self._held or self._http.waiting
+        return 0 if paused else self._http.awaited
+
+    def _too_slow(self, outcome: str) -> None:
+        self._http.eof(_TOO_SLOW)
+        if data := self._http.ready():
+            self.transport.write(data)
+        self.close(outcome)
+
     def _go(self) -> None:
         """Write what is ready, begin what is next, close when that was all."""
         if self._going:
             return
         self._going = True
+        begun = 0
         while not self.closing:
             if data := self._http.ready():
                 self.transport.write(data)
             front = self._http.front
-            if front is None or front not in self._asked or self._full:
+            if front is None or front not in self._asked or self._full or self._planned:
                 break
+            if begun == A_TURN:
+                self._plan()
+                break
+            begun += 1
             del self._asked[front]
             Deferred.fromCoroutine(self._serve(front)).addErrback(self._defect)
         self._going = False
+        self._deadline.look()
         if self.closing or self._sending is not None or self._delivery is not None:
             return
         if self._http.closing:
@@ -273,7 +308,22 @@ class RelayHttp(Connection):
         elif self._draining and not self._http.waiting:
             self.close("drained")
         else:
+            if self._held and self._http.waiting <= MANY:
+                self._plan()
             self.read_on()
+
+    def _plan(self) -> None:
+        """Go on in the next turn."""
+        if not self._planned:
+            self._planned = True
+            self.live.clock.callLater(0, self._go_again)
+
+    def _go_again(self) -> None:
+        self._planned = False
+        if self._held and self._http.waiting <= MANY and not self.closing:
+            self.received(b"")
+        else:
+            self._go()
 
     def _defect(self, failure: Failure) -> None:
         log.failure("relay: a request was not served", failure, event="relay.broken")

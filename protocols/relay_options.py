@@ -34,6 +34,16 @@ def box_name(text: str) -> str:
     return text
 
 
+def guarded_box(text: str) -> str:
+    """A box that may have a token. Raises ValueError."""
+    if text == BOX:
+        raise ValueError(
+            f"{BOX} is the box of the raw port, which asks nobody for a token:"
+            " keep what is secret in another one"
+        )
+    return box_name(text)
+
+
 @frozen
 class Options:
     """[relay] in config.cfg."""
@@ -47,6 +57,11 @@ class Options:
         60.0,
         partial(duration, least=1.0),
         "seconds without progress after which a delivery is given back",
+    )
+    request_timeout: float = option(
+        30.0,
+        partial(duration, least=0.1),
+        "seconds in which an HTTP request must be whole; the body of a file takes its time",
     )
     max_deliveries: int = option(
         5, partial(count, least=1), "deliveries that break off before a file is parked"
@@ -79,7 +94,7 @@ class Options:
         (), command, "a program to run for each file that is durable, with its JSON's path"
     )
     token: Mapping[str, Secret] = each(
-        secret, "what HTTP wants to know for that box; the raw port asks nobody", box_name
+        secret, "what HTTP wants to know for that box, which cannot be queue", guarded_box
     )
 
     @property

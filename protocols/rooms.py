@@ -14,7 +14,7 @@ which nobody may take.
 from __future__ import annotations
 
 import re
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from email.utils import formatdate, parsedate
 from functools import lru_cache, partial
 from typing import Any, ClassVar
@@ -28,7 +28,7 @@ from twisted.python.failure import Failure
 
 from protocols.connection import Connection
 from protocols.framing import Overlong
-from protocols.stores import Broadcast, Kind, Line, Render, Roster, Seat, Sighting
+from protocols.stores import Broadcast, Kind, Line, Render, Roster, Said, Seat, Sighting
 
 log = Logger()
 
@@ -38,6 +38,8 @@ LONGEST = 256  # characters of a line
 LONGEST_NAME = 32  # characters
 MOST_HISTORY = 100_000  # lines of a room
 A_TURN = 2048  # lines of one peer: a flood of tiny ones leaves room for the others
+A_PAGE = 500  # lines of the past that are looked up and rendered in a turn
+MOST_RECALLED = 1 << 20  # bytes of them for one peer: it may not read them
 PAUSE = 0.5  # seconds until one may say more to somebody who does not read
 
 _TAKEN = frozenset({GUEST, "roundhouse", "history"})
@@ -210,6 +212,26 @@ class Speaker(Connection):
         named = await self.roster.present(room)
         members = await self.broadcast.members(room)
         return named, max(0, members - len(named))
+
+    async def recalled(
+        self, room: str, most: int, render: Callable[[Sequence[Said]], bytes]
+    ) -> list[bytes]:
+        """The last `most` lines of `room` up to now, as many as fit MOST_RECALLED, rendered.
+
+        A page a turn, from the latest on: the past may be long, and others have their turns.
+        """
+        pages: list[bytes] = []
+        size, before = 0, None
+        while most > 0 and size < MOST_RECALLED and not self.closing:
+            if pages:
+                await deferLater(self.live.clock, 0)
+            asked = min(most, A_PAGE)
+            past = await self.broadcast.history(room, asked, before)
+            if past:
+                pages.append(render(past))
+                size, before = size + len(pages[-1]), past[0].seq
+            most = most - asked if len(past) == asked else 0
+        return pages[::-1]
 
     async def wait_for(self, ear: Sighting) -> None:
         """Say no more for a while, if `ear` does not read what it is told."""

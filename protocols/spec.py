@@ -28,11 +28,14 @@ class Port:
 
     key: its name in config.cfg (PORT, CODE_PORT); number: the default.
     resets: SO_LINGER {1, 0} holds from the accept on, so that a killed daemon resets the peer
-    instead of seeming to have finished (WIRE: where FIN alone is the answer).
+    instead of seeming to have finished (where FIN alone is the answer).
     broadcasts: whoever waits in its backlog is accepted before a broadcast goes out.
     busy: what one connection too many is told; without it, it is reset.
     unsent: bytes that the kernel may hold for a peer that does not read; 0: as it likes.
+    unread: bytes that it may hold of what a peer said, about; 0: as it likes. A loop reads a socket
+    until it is empty: so much of one flooding peer at a time is what the others wait for.
     secondary: where it is taken and config.cfg does not name it, the daemon starts without it.
+    means: what it is for, to an operator.
     """
 
     key: str
@@ -42,6 +45,8 @@ class Port:
     secondary: bool = False
     busy: bytes = b""
     unsent: int = 0
+    unread: int = 0
+    means: str = "the port it listens on"
 
     @property
     def listen_key(self) -> str:

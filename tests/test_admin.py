@@ -24,7 +24,6 @@ from daemon.__main__ import check_config
 from daemon.admin import readiness
 from daemon.admin.pulse import Pulse
 from daemon.admin.readiness import Readiness
-from daemon.admin.site import IDLE
 from daemon.binding import PortsTaken
 from daemon.roundhouse import Roundhouse
 from daemon.settings import ConfigError, Settings
@@ -194,18 +193,22 @@ class VisitorTests(AdminCase):
         return memory, connection
 
     def test_who_never_asks_is_closed(self) -> None:
-        memory, connection = self.visit()
-        connection.silent()
-        assert (memory.fin, connection.outcome) == (True, "silent")
-        assert connection.live.idle == IDLE
+        clock = Clock()
+        memory, connection = self.visit(clock)
+        clock.advance(29.9)
+        assert not memory.fin
+        clock.advance(0.2)
+        assert (bytes(memory.sent), memory.fin, connection.outcome) == (b"", True, "silent")
 
     def test_who_asks_byte_by_byte_has_no_more_time_than_others(self) -> None:
         clock = Clock()
         memory, connection = self.visit(clock)
         for byte in (b"G", b"E", b"T", b" ", b"/", b"s"):
+            assert not memory.fin
             connection.dataReceived(byte)
-            clock.advance(IDLE / Live.BEATS)
+            clock.advance(5.1)
         assert (memory.fin, connection.outcome) == (True, "silent")
+        assert memory.sent.startswith(b"HTTP/1.1 408 ")
 
     def test_a_drain_does_not_wait_for_who_asks_nothing(self) -> None:
         memory, connection = self.visit()

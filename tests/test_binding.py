@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import platform
 import re
 import socket
 import stat
@@ -44,10 +46,8 @@ class BindingCase(SynchronousTestCase):
         self.home = Path(folder.name)
         self.factory = LiveFactory(Live("s", Clock()), Connection)
 
-    def claim(
-        self, *listens: Sequence[str], resets: bool = False, unsent: int = 0
-    ) -> list[list[Claim]]:
-        port = Port("PORT", 1, resets=resets, unsent=unsent)
+    def claim(self, *listens: Sequence[str], **about: Any) -> list[list[Claim]]:
+        port = Port("PORT", 1, **about)
         wanted = [
             Listen(f"s{n}", port, tuple(each), "PORT", f"config.cfg:{n}")
             for n, each in enumerate(listens)
@@ -103,13 +103,15 @@ class ClaimTests(BindingCase):
             assert address == peer.getsockname()
 
     def test_accepted_sockets_inherit_what_finds_dead_peers(self) -> None:
-        ((claim,),) = self.claim([f"tcp:0:{LOCAL}"], resets=True, unsent=65536)
+        ((claim,),) = self.claim([f"tcp:0:{LOCAL}"], resets=True, unsent=65536, unread=32768)
         with socket.create_connection(claim.socket.getsockname(), 5):
             claim.socket.setblocking(True)
             accepted, _ = claim.socket.accept()
         with accepted:
             held = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
             assert held in (65536, 2 * 65536)  # Linux counts its own bookkeeping, too
+            held = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+            assert held in (32768, 2 * 32768)
             assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             linger = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
@@ -117,6 +119,22 @@ class ClaimTests(BindingCase):
             if sys.platform == "linux":
                 timeout = accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
                 assert timeout == binding.USER_TIMEOUT
+
+    def test_a_peer_that_lives_and_takes_nothing_is_cut_by_the_kernel(self) -> None:
+        version = re.match(r"(\d+)\.(\d+)", platform.release())
+        if sys.platform != "linux" or not version or (*map(int, version.groups()),) < (5, 11):
+            raise SkipTest("Linux counts a closed window since 5.11")
+        assert binding.USER_TIMEOUT == 60_000
+        self.patch(binding, "USER_TIMEOUT", 1000)
+        ((claim,),) = self.claim([f"tcp:0:{LOCAL}"])
+        with socket.create_connection(claim.socket.getsockname(), 5):
+            claim.socket.setblocking(True)
+            accepted, _ = claim.socket.accept()
+            with accepted:
+                accepted.settimeout(5)
+                with pytest.raises(TimeoutError) as caught:
+                    accepted.sendall(bytes(16 << 20))
+        assert caught.value.errno == errno.ETIMEDOUT  # and not our own five seconds
 
     def test_several_endpoints_serve_one_port(self) -> None:
         ((one, two),) = self.claim([f"tcp:0:{LOCAL}", "unix:here.sock:mode=600"])

@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from daemon.stores.ring import OWN, Ring
 from daemon.stores.roster import Names
 from protocols.chat import ERR, LONGEST_BYTES, SPEC, Options
-from protocols.rooms import A_TURN, LONGEST, PAUSE, valid
+from protocols.rooms import A_PAGE, A_TURN, LONGEST, MOST_RECALLED, PAUSE, valid
 from protocols.stores import Stores
 from tests.wire import House, Peer
 
@@ -41,6 +41,15 @@ def says(*chunks: bytes, ends: bool = False) -> bytes:
         ana.ends()
     ana.waits(0)
     return ana.heard
+
+
+def turn(clock: Clock) -> None:
+    """One turn of the reactor: what is planned in it is for the next."""
+    due = [call for call in clock.calls if call.getTime() <= clock.seconds()]
+    for call in due:
+        clock.calls.remove(call)
+        call.called = 1
+        call.func(*call.args, **call.kw)
 
 
 def fine(text: bytes) -> bool:
@@ -318,6 +327,49 @@ class CommandTests(SynchronousTestCase):
     def test_history_neither_lacks_nor_repeats_what_the_same_turn_says(self) -> None:
         assert self.hears(self.ana, "a", "/history", "b").splitlines()[0::2] == ["a", "b"]
         assert self.ana.heard.count(b"a\n") == 2
+
+    def test_a_long_history_takes_its_turns_with_the_others(self) -> None:
+        room = Room(Options(history=10_000))
+        ana, eva = room.peers(2)
+        lines = [b"%d" % number for number in range(5 * A_PAGE)]
+        for first in range(0, len(lines), 100):
+            ana.says(b"\n".join(lines[first : first + 100]) + b"\n")
+            ana.waits(0)
+        before = len(eva.heard)
+        asked: list[int] = []
+        past = Ring.history
+
+        def history(ring: Ring, room: str, most: int, before: int | None = None) -> Any:
+            asked.append(most)
+            return past(ring, room, most, before)
+
+        self.patch(Ring, "history", history)
+        eva.says(b"/history %d\n" % (5 * A_PAGE - 1))
+        for number in range(1, 6):
+            assert len(asked) == number
+            ana.says(b"meanwhile\n")
+            turn(room.clock)
+        eva.waits(0)
+        assert asked == [A_PAGE] * 4 + [A_PAGE - 1]
+        heard = eva.heard[before:].splitlines()
+        told = [line.split(b" ")[-1] for line in heard if line.startswith(b"*** ")]
+        assert told == lines[1:]
+        assert heard.count(b"meanwhile") == 5
+
+    def test_of_a_history_no_more_is_told_than_may_wait_for_a_reader(self) -> None:
+        room = Room(Options(history=100_000))
+        (ana,) = room.peers(1)
+        line = b"x" * LONGEST + b"\n"
+        for _ in range(60):
+            ana.says(line * 100)
+            ana.waits(0)
+        before = len(ana.heard)
+        ana.says(b"/history 100000\n")
+        ana.waits(0.1)
+        for _ in range(20):
+            ana.waits(0)
+        size = len(ana.heard) - before
+        assert MOST_RECALLED <= size < MOST_RECALLED + A_PAGE * 300
 
     def test_help_names_every_command(self) -> None:
         shown = self.hears(self.ana, "/help")

@@ -36,7 +36,7 @@ from daemon.stores.depot.shelf import Shelf
 from daemon.stores.depot.upload import Laid, Upload
 from daemon.stores.files import Unusable
 from daemon.stores.landing.series import BESIDE
-from protocols.stores import Allowance, Label, Shelved, StoreError
+from protocols.stores import NO_BOX, Allowance, Label, Shelved, StoreError
 
 BOX = "queue"
 
@@ -662,6 +662,31 @@ class RestartTests(DepotCase):
         await self.comes(lambda: self.rows() == [(2, 0, 0)])
         assert f"relay: file 1 is gone from {self.folder}" in self.said
         assert any("1 files wait, 0 are parked, 0 are drafts" in line for line in self.said)
+
+    async def test_limits_count_what_the_index_holds_before_it_was_read(self) -> None:
+        self.start()
+        await self.put(bytes(600))
+        await self.put(bytes(300), box="other")
+        await self.stop()
+        self.patch(Depot, "RETRY", 0.05)
+        self.depot = self.make()
+        self.refused.add(PARCELS)
+        self.start()
+        assert (self.depot.stock.held(BOX), self.depot.stock.total) == (600, 900)
+        full = StoreError(files.plain(OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)))).reason
+        for allowance, box in ((Allowance(total=1000), "third"), (Allowance(box=700), BOX)):
+            incoming = self.depot.deposit(box, Feeder(), Label(), allowance)
+            incoming.write(bytes(101))
+            await self.fails(full, incoming.commit())
+        with pytest.raises(StoreError, match=NO_BOX):
+            self.depot.deposit("third", Feeder(), Label(), Allowance(boxes=2))
+        await self.put(bytes(50))  # a row before the shelves know of any
+        assert (self.depot.stock.held(BOX), self.depot.stock.total) == (650, 950)
+        self.refused.clear()
+        (parcel,) = await self.takes(bytes(600))
+        assert (self.depot.stock.held(BOX), self.depot.stock.total) == (650, 950)
+        await parcel.done()
+        assert (self.depot.stock.held(BOX), self.depot.stock.total) == (50, 350)
 
     async def test_an_index_that_cannot_be_read_is_tried_again_and_nobody_loses_by_it(self) -> None:
         self.start()

@@ -101,6 +101,19 @@ class DoctorTests(SynchronousTestCase):
         found = self.found(self.echo_on(5000))
         assert found["permissions"].remedy == f"chmod o= {self.home}/data"
 
+    def test_secrets_that_everybody_may_read_are_a_warning(self) -> None:
+        for text, level in (
+            ("[admin]\nTOKEN = very-secret-token\n", "warning"),
+            ("[relay]\nENABLED = no\nTOKEN_vault = very-secret-token\n", "warning"),
+            ("", ""),
+        ):
+            self.config.write_text(text)
+            for mode in (0o644, 0o640):
+                self.config.chmod(mode)
+                found = [one for one in doctor.examine(self.config) if one.about == "secrets"]
+                assert [one.level for one in found] == ([level] if level and mode == 0o644 else [])
+                assert "very-secret" not in repr(found)
+
     def test_data_of_somebody_else_than_user_is_bad(self) -> None:
         (self.home / "data").mkdir(mode=0o750)
         other = next(one for one in pwd.getpwall() if one.pw_uid != os.getuid())

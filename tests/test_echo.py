@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from protocols.echo import HOLD, LONGEST, SPEC, WORD, Options, hear_lines, hear_segment, upper
+from protocols.echo import GLUT, HOLD, LONGEST, SPEC, WORD, Options, hear_lines, hear_segment, upper
 from tests.wire import House, Peer
 
 
@@ -236,6 +236,31 @@ class PureTests(SynchronousTestCase):
 
 
 class ConnectionTests(SynchronousTestCase):
+    def test_after_a_glut_others_have_their_turn_before_more_is_read(self) -> None:
+        ana = peer()
+        for glut in (b"x\n" * GLUT, "ñ\n".encode() * GLUT):
+            ana.says(glut)
+            assert not ana.transport.reading
+            ana.waits(0)
+            assert ana.transport.reading
+
+    def test_after_a_glut_who_takes_no_answers_is_not_read_either(self) -> None:
+        ana = peer()
+        ana.transport.full = True
+        ana.says(b"x\n" * GLUT)
+        ana.waits(0)
+        assert not ana.transport.reading
+        ana.transport.full = False
+        ana.transport.producer.resumeProducing()
+        assert ana.transport.reading
+
+    def test_who_goes_in_the_middle_of_a_glut_leaves_nothing_behind(self) -> None:
+        ana = peer()
+        ana.says(b"x\n" * GLUT)
+        ana.resets()
+        ana.waits(0)
+        assert ana.clock.getDelayedCalls() == []
+
     def test_silence_closes_only_if_it_is_asked_for(self) -> None:
         ana = peer()
         ana.waits(1e6)

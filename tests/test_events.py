@@ -1,4 +1,4 @@
-"""The catalogue of events agrees with the code and with docs/events.md."""
+"""The catalogue of events agrees with the code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from twisted.logger import LogLevel
 from twisted.trial.unittest import SynchronousTestCase
 
 from daemon import logs
-from daemon.events import EVENTS, LIBRARY, markdown
+from daemon.events import EVENTS, LIBRARY
 
 HOME = Path(__file__).resolve().parents[1]
 LEVELS = {"debug", "info", "warn", "error", "critical", "failure"}
@@ -86,7 +86,3 @@ class CatalogueTests(SynchronousTestCase):
             assert event.means.endswith(".")
             if event.level:
                 assert LogLevel.lookupByName(event.level).name in logs.LEVELS
-
-    def test_the_document_is_made_from_it(self) -> None:
-        text = (HOME / "docs" / "events.md").read_text(encoding="utf-8")
-        assert text == "\n".join(markdown()) + "\n", "python -m daemon.events > docs/events.md"

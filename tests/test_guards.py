@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -28,10 +29,27 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from daemon import binding, roundhouse
+from daemon.gate import descriptors
 from daemon.reactor import Chosen
 from tests.process import HOME, PATIENCE, Twistd, everything
 
 RESET = struct.pack("ii", 1, 0)
+ECHO = """
+import socket
+listener = socket.create_server(("127.0.0.1", 0))
+print(listener.getsockname()[1], flush=True)
+peer, _ = listener.accept()
+while data := peer.recv(9):
+    peer.sendall(data.upper())
+"""
+
+
+def held_up(pid: int) -> float:
+    """Seconds in which a process could have run but had no processor; 0 where that is not known."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    except OSError:
+        return 0.0
 
 
 class GuardCase(SynchronousTestCase):
@@ -86,23 +104,52 @@ class GuardCase(SynchronousTestCase):
             over.set()
             thread.join(PATIENCE)
 
-    def delays(self, daemon: Twistd, count: int = 100) -> list[float]:
-        """Seconds that echo took for each of so many messages, in order of size."""
-        waits = []
-        with self.peer(daemon, 5000) as sock:
-            for _ in range(count):
-                asked = time.monotonic()
-                sock.sendall(b"ping")
-                assert sock.recv(9) == b"PING"
-                waits.append(time.monotonic() - asked)
-                time.sleep(0.005)
-        return sorted(waits)
+    def answers_within(
+        self,
+        seconds: float,
+        daemon: Twistd,
+        what: object = "",
+        usual: int = 5000,
+        source: str = "127.0.0.1",
+    ) -> None:
+        """Echo does, or another service that answers a line, 99 times of 100.
+
+        A machine that has other things to do makes everybody wait. So what the daemon waited for
+        a processor is taken off, a process that only echoes is asked beside it and what that one's
+        99th takes is allowed for, and the best of three tries counts: what the daemon itself does
+        to its peers is there in each of them.
+        """
+        tries = []
+        pid = self.process(daemon).pid
+        with subprocess.Popen([sys.executable, "-c", ECHO], stdout=subprocess.PIPE) as bare:
+            assert bare.stdout is not None
+            at = ("127.0.0.1", int(bare.stdout.readline()))
+            with socket.create_connection(at) as control, self.peer(daemon, usual, source) as sock:
+                for _ in range(3):
+                    ours, theirs = self.delays({sock: pid, control: bare.pid})
+                    tries.append((ours, theirs))
+                    if ours < seconds + theirs:
+                        return
+        raise AssertionError(f"{what}: {seconds} s were promised, and what it took is {tries}")
+
+    def delays(self, asked: dict[socket.socket, int]) -> list[float]:
+        """Seconds that each process takes at most for 99 of 100 messages."""
+        waits: list[list[float]] = [[] for _ in asked]
+        for _ in range(200):
+            for (sock, pid), taken in zip(asked.items(), waits, strict=True):
+                began = time.monotonic() - held_up(pid)
+                sock.sendall(b"ping\n")
+                assert sock.recv(9).lower() == b"ping\n"
+                taken.append(time.monotonic() - held_up(pid) - began)
+            time.sleep(0.002)
+        return [sorted(taken)[197] for taken in waits]
 
 
 class FloodTests(GuardCase):
     def test_one_address_gets_so_many_connections_and_another_does_not_notice(self) -> None:
-        daemon = self.daemon(daemon="PER_ADDRESS = 30\nLIMIT_LOOPBACK = on").start()
-        held = [self.peer(daemon, 60060) for _ in range(30)]
+        self.need_descriptors(1200)
+        daemon = self.daemon(daemon="LIMIT_LOOPBACK = on").start()
+        held = [self.peer(daemon, 60060) for _ in range(1000)]
         held[-1].sendall(b"all here\n")
         assert held[0].recv(99) == b"all here\n"
         waits = []
@@ -124,11 +171,12 @@ class FloodTests(GuardCase):
                 with pytest.raises(ConnectionResetError):
                     late.recv(1)
             waits.append(time.monotonic() - began)
-        assert sorted(waits)[len(waits) // 2] < 0.05
-        daemon.says("refused 1: 127.0.0.1 has 30 connections open")
-        other = self.peer(daemon, 5000, "127.0.0.2")
-        other.sendall(b"hola")
-        assert other.recv(9) == b"HOLA"
+        assert sorted(waits)[-2] < 0.05, waits  # one may meet a machine that is busy
+        daemon.says("refused 1: 127.0.0.1 has 1000 connections open")
+        for usual in (5000, 60060):
+            at = ("127.0.0.1", daemon.ports[usual])
+            with self.beside(lambda at=at: socket.create_connection(at).close()):  # type: ignore[misc]
+                self.answers_within(0.02, daemon, usual, source="127.0.0.2")
         held.pop().close()
         held[0].sendall(b"one left\n")
         assert held[0].recv(99) == b"one left\n"
@@ -136,17 +184,51 @@ class FloodTests(GuardCase):
         again.sendall(b"hola")
         assert again.recv(9) == b"HOLA"
 
+    def need_descriptors(self, count: int) -> None:
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, before)
+        if descriptors() < count:
+            raise SkipTest(f"this needs {count} descriptors: ulimit -n")
+
     def test_peers_that_never_speak_cost_little_and_hold_up_nobody(self) -> None:
         daemon = self.daemon().start()
         process = self.process(daemon)
-        self.delays(daemon, 5)
+        daemon.ask(5000, b"hola")
         before = process.memory_info().rss
         ports = [usual for usual in daemon.ports if usual != 5011]
         for number in range(400):
             self.peer(daemon, ports[number % len(ports)])
-        waits = self.delays(daemon, 40)
+        self.answers_within(0.02, daemon)
         assert (process.memory_info().rss - before) / 400 < 32 << 10
-        assert waits[len(waits) // 2] < 0.1
+
+    def test_a_request_that_drips_in_is_told_408_on_every_port(self) -> None:
+        wait = "REQUEST_TIMEOUT = 500 ms"
+        daemon = self.daemon(relay=wait, handshake=wait, admin=wait).start()
+        head = b"GET /" + b"x" * 9999
+        drips = {self.peer(daemon, usual): usual for usual in (5012, 8000, 8001, 8088)}
+        began = time.monotonic()
+        for sock in drips:
+            sock.sendall(head[:6])
+            sock.setblocking(False)
+        told: dict[int, float] = {}
+        for at in range(6, 600):
+            for sock, usual in drips.items():
+                if usual in told:
+                    continue
+                with contextlib.suppress(BlockingIOError):
+                    if sock.recv(12, socket.MSG_PEEK) == b"HTTP/1.1 408":
+                        told[usual] = time.monotonic() - began
+                        continue
+                sock.sendall(head[at : at + 1])
+            if len(told) == len(drips):
+                break
+            time.sleep(0.02)
+        assert len(told) == 4, told
+        assert all(0.5 <= seconds < 5 for seconds in told.values()), told
+        for sock in drips:
+            assert b"408" in everything(sock)
+            sock.close()
+        daemon.says("relay 127.0.0.1:", ": slow")
 
     def test_a_storm_of_resets_leaks_no_descriptor(self) -> None:
         daemon = self.daemon().start()
@@ -173,9 +255,14 @@ class FloodTests(GuardCase):
     def test_a_flood_of_tiny_lines_by_one_leaves_the_others_their_turn(self) -> None:
         daemon = self.daemon().start()
         code = self.register(daemon, "ana")
+        request = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
         floods = {
             5000: b"x\n" * 20_000,
+            60060: b"x\n" * 20_000,
             8001: b"ana %s x\n" % code.encode() * 500,
+            6667: b"PING x\r\n" * 5000,
+            8000: request * 500,
+            5012: request * 500,
         }
         for usual, lines in floods.items():
             flooder = self.peer(daemon, usual)
@@ -185,15 +272,37 @@ class FloodTests(GuardCase):
                 self.beside(lambda s=flooder: s.recv(1 << 20)),  # type: ignore[misc]
                 self.beside(lambda s=flooder, data=lines: s.sendall(data)),  # type: ignore[misc]
             ):
-                waits = self.delays(daemon, 60)
+                self.answers_within(0.02, daemon, usual)
                 flooder.shutdown(socket.SHUT_RDWR)
-            assert waits[len(waits) // 2] < 0.1, usual
+
+    def test_a_long_history_that_is_asked_for_leaves_the_others_their_turn(self) -> None:
+        daemon = self.daemon(chat="HISTORY = 100000").start()
+        reader = self.peer(daemon, 60060)
+        line = b"some words of a line\n"
+        for _ in range(50):
+            reader.sendall(line * 1000)
+            heard = 0
+            while heard < 1000 * len(line):
+                heard += len(reader.recv(1 << 20))
+        time.sleep(1.2)  # the history is on disk
+        with self.beside(lambda: reader.recv(1 << 20)), self.peer(daemon, 60060) as other:
+            asked = threading.Event()
+
+            def ask() -> None:
+                for sock in (reader, other):
+                    sock.sendall(b"/history 100000\n")
+                asked.wait(0.05)
+
+            with self.beside(ask), self.beside(lambda: other.recv(1 << 20)):
+                self.answers_within(0.02, daemon)
+                other.shutdown(socket.SHUT_RDWR)
+                reader.shutdown(socket.SHUT_RDWR)
 
     def test_who_does_not_read_is_not_read_either_and_costs_little(self) -> None:
         daemon = self.daemon().start()
         process = self.process(daemon)
         code = self.register(daemon, "ana").encode()
-        self.delays(daemon, 5)
+        daemon.ask(5000, b"hola")
         before = process.memory_info().rss
         request = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
         peers = (
@@ -202,6 +311,7 @@ class FloodTests(GuardCase):
             (8000, b"", request),
             (5012, b"", request),
             (5012, b"", request),
+            (6667, b"NICK ana\r\nUSER ana 0 * :ana\r\n", b"PING x\r\n"),
         )
         for usual, opening, data in peers:
             stuck = self.peer(daemon, usual, buffer=4096)
@@ -213,8 +323,7 @@ class FloodTests(GuardCase):
                     sent += stuck.send(data * 200)
             assert sent < 64 << 20, usual
         assert process.memory_info().rss - before < len(peers) * (2 << 20)
-        waits = self.delays(daemon, 20)
-        assert waits[len(waits) // 2] < 0.1
+        self.answers_within(0.02, daemon)
 
 
 class HalfOpenTests(SynchronousTestCase):
@@ -322,12 +431,17 @@ class SecretTests(GuardCase):
         daemon.configure(relay=f"TOKEN_vault = {token}2")
         daemon.send(signal.SIGHUP)
         daemon.says("[relay] TOKEN_vault = ")
+        told = ""
+        for page in ("status", "metrics", "readyz"):
+            told += daemon.ask(8088, f"GET /{page} HTTP/1.0\r\n\r\n".encode()).decode()
+        assert told.count("HTTP/1.1 200 ") == 3
         process = self.process(daemon)
         seen = " ".join(process.cmdline()) + " ".join(map(str, process.environ().items()))
         assert daemon.stop() == 0
         for secret in (code, token, admin, text, wrong):
             assert secret not in daemon.log
             assert secret not in seen
+            assert secret not in told
 
 
 class ModeTests(GuardCase):
@@ -388,6 +502,8 @@ BAD = {
     "[relay]\nRECEIVER_AFTER = soon\n": 2,
     "[relay]\nMODE = both\n": 2,
     "[relay]\nTOKEN_box = short\n": 2,
+    "[relay]\nTOKEN_queue = long-enough\n": 2,
+    "[relay]\nREQUEST_TIMEOUT = 0\n": 2,
     "[relay]\nHOSTS = my host\n": 2,
     "[chat]\nPROT = 1\n": 2,
     "[chat]\nCOMMANDS\n": 2,

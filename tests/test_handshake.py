@@ -497,7 +497,7 @@ class RawCodeTests(SynchronousTestCase):
 
     def test_a_request_line_is_waited_for(self) -> None:
         peer = Desk().peer(CODES, b"POST /")
-        peer.waits(60)
+        peer.waits(29)
         peer.says(post({"id": "bob"})[6:])
         assert [answer.status for answer in answers(peer.heard)] == [200]
 
@@ -954,7 +954,42 @@ class EndingTests(SynchronousTestCase):
         self.wait(desk)
         assert [answer.status for answer in answers(peer.heard)] == [408]
         assert peer.hung_up
-        assert peer.outcome == "silent"
+        assert peer.outcome == "slow"
+
+    def test_a_request_that_trickles_has_no_more_time_than_others(self) -> None:
+        whole = post({"id": "bob"}, f"X: {'x' * 60}")
+        for gap, heard in ((0.2, [200]), (1.0, [408])):
+            desk = Desk()
+            peer = desk.peer(CODES, whole[:6])
+            for byte in whole[6:]:
+                if peer.transport.reading:
+                    peer.says(bytes([byte]))
+                    peer.waits(gap)
+            assert [answer.status for answer in answers(peer.heard)] == heard, gap
+            assert peer.hung_up is (heard == [408])
+            assert peer.outcome == ("slow" if gap == 1.0 else "left")
+
+    def test_each_request_has_its_own_time(self) -> None:
+        desk = Desk()
+        whole = post({"id": "bob"})
+        peer = desk.peer(CODES, whole[:9])
+        for _ in range(9):  # each read ends one and begins the next
+            peer.waits(20)
+            peer.says(whole[9:] + whole[:9])
+        assert [answer.status for answer in answers(peer.heard)] == [200] * 9
+        peer.waits(31)
+        assert answers(peer.heard)[-1].status == 408
+
+    def test_who_is_not_read_loses_no_time(self) -> None:
+        desk = Desk(MemoryLedger(late=True))
+        whole = post({"id": "ana", "code": "c0de", "message": "m"})
+        peer = desk.peer(MESSAGES, whole + whole[:9])
+        peer.waits(200)
+        desk.ledger.answer()
+        peer.waits(29)
+        peer.says(whole[9:])
+        desk.ledger.answer()
+        assert [answer.status for answer in answers(peer.heard)] == [200, 200]
 
     def test_silence_while_the_ledger_works_ends_nothing(self) -> None:
         desk = Desk(MemoryLedger(late=True))
@@ -970,10 +1005,11 @@ class EndingTests(SynchronousTestCase):
     def test_a_peer_that_never_speaks_is_reset(self) -> None:
         for port in (CODES, MESSAGES):
             desk = Desk()
-            peers = [desk.house.peer(port), desk.peer(port, b"POST / HT")]
+            peer = desk.house.peer(port)
             self.wait(desk)
-            assert all(peer.hung_up and peer.transport.reset for peer in peers)
-            assert desk.house.factories[port].live.outcomes == {"silent": 2}
+            assert peer.hung_up
+            assert peer.transport.reset
+            assert desk.house.factories[port].live.outcomes == {"silent": 1}
 
     def test_a_peer_that_does_not_even_take_its_answer_is_reset_in_the_end(self) -> None:
         desk = Desk()

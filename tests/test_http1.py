@@ -528,6 +528,24 @@ class EndTests(SynchronousTestCase):
             assert owner.statuses == [200, 400], part
             assert owner.http.closing
 
+    def test_it_tells_which_request_has_begun_and_is_not_whole(self) -> None:
+        http = Http1()
+        for number in (1, 2):
+            for at in range(len(POST)):
+                http.feed(POST[at : at + 1])
+                assert http.awaited == (number if at < len(POST) - 1 else 0)
+        http.feed(b"\r\n")
+        assert http.awaited == 0  # an empty line is no beginning
+        http.feed(b"\r\nno request\r\n\r\n")
+        assert http.awaited == 0
+
+    def test_a_streamed_body_is_not_awaited(self) -> None:
+        http = Http1(stream=lambda exchange: Sink())
+        http.feed(POST[:-6])
+        assert http.awaited == 1
+        http.feed(POST[-6:-1])
+        assert http.awaited == 0
+
     def test_the_owner_may_say_why_it_reads_no_further(self) -> None:
         owner = Owner().reads(POST[:-1])
         owner.http.eof(Response(408))

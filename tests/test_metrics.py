@@ -303,12 +303,18 @@ class CountTests(MetricsCase):
         text = (await self.ask(daemon, "/metrics")).body.decode()
         assert 'roundhouse_toy_open_connections{port="PORT"} 1000.0' in text
         metrics: Any = daemon.desk.make(daemon.desk.live).site.metrics  # type: ignore[attr-defined]
-        took = []
-        for _ in range(7):
-            began = time.perf_counter()
+        # the time of this thread alone, and the best: others may be at work here; and on a slower
+        # machine in proportion to a thousand bare calls, 1.2 ms where 5 ms were promised
+        took, bare = [], []
+        for _ in range(30):
+            began = time.thread_time()
             metrics.encode("")
-            took.append(time.perf_counter() - began)
-        assert min(took) < 0.05  # 4 ms on a machine with nothing else to do
+            took.append(time.thread_time() - began)
+            began = time.thread_time()
+            for each in crowd:
+                each.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 240)
+            bare.append(time.thread_time() - began)
+        assert min(took) < max(0.005, 4 * min(bare)), (min(took), min(bare))
 
 
 class TrafficTests(MetricsCase):

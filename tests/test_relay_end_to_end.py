@@ -217,7 +217,10 @@ class HalfClosedTests(DaemonCase):
 
     def has(self, folder: Path, size: int) -> bool:
         """Whether `size` bytes of the one upload under way are laid down."""
-        return [path.stat().st_size for path in folder.glob("*.parcel")] == [size]
+        try:
+            return [path.stat().st_size for path in folder.glob("*.parcel")] == [size]
+        except FileNotFoundError:  # one that was received is just being removed
+            return False
 
 
 class SlowSenderTests(DaemonCase):

@@ -39,6 +39,7 @@ from protocols import http_fields, relay_http
 from protocols.connection import LiveFactory
 from protocols.options import Secret
 from protocols.relay import SPEC
+from protocols.relay_http import A_READ, A_TURN, RelayHttp
 from protocols.relay_options import Options
 from protocols.spec import Context
 from protocols.stores import Stores
@@ -1022,6 +1023,80 @@ class FrontTests(HttpCase):
         assert await self.hears(idle) == b""
         idle.close()
         await drained
+
+    async def test_a_head_that_trickles_has_no_more_time_than_others(self) -> None:
+        await self.serve(request_timeout=HASTY)
+        kept = self.dial()
+        first = self.dial(b"GET /box HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nGET")
+        began = REACTOR.seconds()
+        for _ in range(100):
+            await deferLater(REACTOR, 0.02)
+            try:
+                kept.sendall(b"G")
+                first.sendall(b" ")
+            except OSError:
+                break
+            if self.factory.live.lingering == 2:
+                break
+        assert HASTY <= REACTOR.seconds() - began < 1
+        assert (await self.hears(kept)).startswith(b"HTTP/1.1 408 ")
+        heard = await self.hears(first)
+        assert heard.count(b"HTTP/1.1 200 ") == heard.count(b"HTTP/1.1 408 ") == 1
+        kept.close()
+        first.close()
+        await self.comes(lambda: self.factory.live.outcomes["slow"] == 2)
+
+    async def test_a_file_may_trickle_and_so_may_what_waits_behind_an_answer(self) -> None:
+        await self.serve(request_timeout=HASTY)
+        head = "PUT /box/x HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 20\r\n\r\n"
+        body = self.dial(head.encode())
+        waits = self.dial(
+            b"GET /other/next?wait=0.8 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nGET /box HTTP/1.1\r\n"
+        )
+        for _ in range(20):
+            await deferLater(REACTOR, 2 * HASTY / 20)
+            body.sendall(b"x")
+        body.shutdown(socket.SHUT_WR)
+        assert (await self.hears(body)).startswith(b"HTTP/1.1 201 ")
+        await deferLater(REACTOR, 0.45)
+        waits.sendall(b"Host: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        heard = await self.hears(waits)
+        assert heard.startswith(b"HTTP/1.1 204 ")
+        assert b"HTTP/1.1 200 " in heard
+
+    async def test_many_requests_in_one_read_are_answered_in_order_over_many_turns(self) -> None:
+        await self.serve()
+        data = os.urandom(BIG)
+        count = 3 * A_READ
+        asked = b"".join(
+            b"GET /box/%d HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" % n for n in range(count)
+        )
+        put = b"PUT /box/x HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % BIG
+        begun: list[int] = []
+        answer = RelayHttp._answer
+        turn = 0
+
+        def next_turn() -> None:
+            nonlocal turn
+            turn += 1
+            self.turns = REACTOR.callLater(0, next_turn)
+
+        def counting(relay: RelayHttp, exchange: Any) -> Any:
+            begun.append(turn)
+            return answer(relay, exchange)
+
+        self.patch(RelayHttp, "_answer", counting)
+        next_turn()
+        sock = self.dial(asked)
+        await deferToThread(sock.sendall, put + data)
+        sock.shutdown(socket.SHUT_WR)
+        heard = await self.hears(sock)
+        self.turns.cancel()
+        assert heard.count(b"HTTP/1.1 404 ") == count
+        assert heard.count(b"HTTP/1.1 201 ") == 1
+        assert hashlib.sha256(data).hexdigest().encode() in heard
+        # what we count as one turn may be parts of two
+        assert max(begun.count(n) for n in begun) <= 2 * A_TURN
 
     async def test_a_head_that_never_ends_is_told_so(self) -> None:
         await self.serve(lease=HASTY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -185,6 +186,28 @@ class UnitTests(SynchronousTestCase):
             check=False,
         )
         assert ran.returncode == 0, ran.stdout[-300:] + ran.stderr
+
+    def test_a_lasting_user_of_the_units_name_can_be_made(self) -> None:
+        make = needs("systemd-sysusers")
+        if os.geteuid():
+            raise SkipTest("only root can make a user, also in a folder")
+        folder = TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        (Path(folder.name) / "etc").mkdir()
+        ran = subprocess.run(
+            [make, f"--root={folder.name}", "--inline", *self.lines("sysusers.conf")],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stderr
+        made = (Path(folder.name) / "etc" / "passwd").read_text()
+        assert re.search("roundhouse:.*:/var/lib/roundhouse:.*nologin\n", made)
+        assert {"User=roundhouse", "Group=roundhouse"} < {*self.lines("roundhouse.service")}
+
+    def lines(self, name: str) -> list[str]:
+        lines = (DEPLOY / name).read_text().splitlines()
+        return [line for line in lines if line and not line.startswith("#")]
 
     def test_the_unit_hides_nothing_that_the_daemon_reads(self) -> None:
         unit = (DEPLOY / "roundhouse.service").read_text()

@@ -30,7 +30,7 @@ HOST = "127.0.0.1"
 
 
 def token(text: str) -> Secret:
-    """As `secret`, or none."""
+    """8 to 256 printable ASCII characters without blanks; or empty."""
     return secret(text) if text else Secret("")
 
 
@@ -42,8 +42,12 @@ class Options:
     max_lag: float = option(
         1.0, partial(duration, least=0.001, most=60.0), "reactor lag from which /healthz says 503"
     )
+    request_timeout: float = option(
+        30.0, partial(duration, least=0.1), "seconds in which a request must come"
+    )
     hosts: tuple[str, ...] = option((), names, "names by which it may be asked, beside our own")
 
 
 # What settings, claims and doctor need to know of it. It is built by the daemon, which it shows.
-SPEC = Spec(NAME, (Port("PORT", 8088, secondary=True),), lambda context: {}, Options)
+PORT = Port("PORT", 8088, secondary=True, means="on loopback, whatever SERVER_IP says")
+SPEC = Spec(NAME, (PORT,), lambda context: {}, Options)

@@ -18,6 +18,7 @@ from daemon.admin.readiness import Readiness
 from daemon.admin.status import describe, ready
 from protocols import http_fields
 from protocols.connection import Connection, Live, LiveFactory
+from protocols.deadline import Deadline
 from protocols.http1 import Exchange, Http1, Limits, Request, Response
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 log = Logger()
 
-IDLE = 30.0  # seconds in which a request has to come
 _LIMITS = Limits(body=1024)
 Page = Callable[[Any, Request], Coroutine[Any, Any, Response]]
 _OPEN = frozenset({"/healthz", "/readyz"})  # without the token
@@ -40,6 +40,9 @@ def error(status: int, why: str, *headers: tuple[str, str]) -> Response:
 def as_json(value: object, status: int = 200) -> Response:
     body = json.dumps(value, indent=2).encode() + b"\n"
     return Response(status, body, (("Content-Type", "application/json"), _FRESH), close=True)
+
+
+_TOO_SLOW = error(408, "The request did not come to its end in time.")
 
 
 @define(eq=False, repr=False)
@@ -109,11 +112,17 @@ class Visitor(Connection):
     site: Site
     _http: Http1 = field(factory=lambda: Http1(_LIMITS), init=False)
     _asked: bool = field(default=False, init=False)
+    _deadline: Deadline = field(init=False)
 
-    def dataReceived(self, data: bytes) -> None:
-        quiet = self.quiet
-        super().dataReceived(data)
-        self.quiet = quiet  # the time is for the whole request, however slowly it comes
+    def opened(self) -> None:
+        patience = self.site.options.request_timeout
+        self._deadline = Deadline(
+            self.live.clock, patience, lambda: int(not self._asked), self._too_slow
+        )
+        self._deadline.look()
+
+    def closed(self, reason: Failure) -> None:
+        self._deadline.end()
 
     def received(self, data: bytes) -> None:
         for exchange in self._http.feed(data):
@@ -127,13 +136,13 @@ class Visitor(Connection):
         self._http.eof()
         self._say()
 
-    def silent(self) -> None:
-        if not self._http.waiting:
-            self.close("silent")
-
     def drain(self, grace: float) -> None:
         if not self._http.waiting:
             self.close("drained")
+
+    def _too_slow(self) -> None:
+        self._http.eof(_TOO_SLOW)
+        self._say("silent")
 
     async def _serve(self, exchange: Exchange) -> None:
         answer = await self.site.answer(exchange.request)
@@ -141,13 +150,13 @@ class Visitor(Connection):
             exchange.answer(answer)
             self._say()
 
-    def _say(self) -> None:
+    def _say(self, outcome: str = "") -> None:
         if self.closing:
             return
         if data := self._http.ready():
             self.transport.write(data)
         if self._http.closing:
-            self.close("answered" if data else "left")
+            self.close(outcome or ("answered" if data else "left"))
 
     def _defect(self, failure: Failure) -> None:
         log.failure("admin: a request was not served", failure, event="admin.failed")
@@ -159,4 +168,4 @@ def build(
 ) -> LiveFactory:
     """What serves the port with these options."""
     site = Site(daemon, options, names, Metrics(daemon), readiness)
-    return LiveFactory(Live(NAME, daemon.reactor, IDLE), lambda live: Visitor(live, site))
+    return LiveFactory(Live(NAME, daemon.reactor), lambda live: Visitor(live, site))

@@ -53,7 +53,8 @@ class Spare:
 class NativePort(tcp.Port):
     """What TCP and UNIX ports share."""
 
-    AT_ONCE: ClassVar[int] = 64  # connections a turn of the reactor, at most
+    AT_ONCE: ClassVar[int] = 16  # connections a turn of the reactor, at most: others wait for it
+    REFUSED: ClassVar[int] = 64  # of those that are only closed
     WAITING: ClassVar[int] = 4096  # at most, when asked for all of them
     REST: ClassVar[float] = 0.1  # seconds without accepting, when there are no descriptors
     TELL_EVERY: ClassVar[float] = 1.0  # seconds
@@ -152,7 +153,7 @@ class NativePort(tcp.Port):
         if not self.reactor.spare.release():
             return
         try:
-            for _ in range(self.AT_ONCE):
+            for _ in range(self.REFUSED):
                 os.close(self._accept_one()[0])
                 self.refused += 1
         except OSError:

@@ -9,13 +9,14 @@ On disk, in one folder
 Order in: data synced, folder synced; then the row; only then is it told. Order out: the row, then
 the file. Claims and leases live in memory, so a restart frees them. Names are rows, never paths.
 What expires does so by a monotonic clock; the wall clock says what is left of it at the start.
-Until the index was read, in the first moment of a run, limits count only what came since.
 """
 
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -101,6 +102,7 @@ class Depot(Service):
     completed: Completed = field(init=False)
     _shelves: dict[str, Shelf] = field(factory=dict, init=False)
     _drafts: dict[str, Draft] = field(factory=dict, init=False)
+    _unread: Counter[str] = field(factory=Counter, init=False)  # bytes by box, until it is opened
     _opened: bool = field(default=False, init=False)  # the shelves hold what the index does
     _ready: bool = field(default=False, init=False)  # and the drafts are as long as they are
     _opening: Deferred[None] = field(init=False)
@@ -126,6 +128,10 @@ class Depot(Service):
         self.hashers = Hands(self.crew, HASHERS, "depot-hash")
         super().startService()
         left = frozenset(os.listdir(self.folder))
+        with suppress(sqlite3.Error):  # then nothing can be entered, either
+            self._unread.update(index.held(self.index.path))
+        for box, size in self._unread.items():
+            self.stock.add(box, size)
         self._opening = Deferred.fromCoroutine(self._open(left))
         self._opening.addErrback(self._not_opened)
 
@@ -308,9 +314,9 @@ class Depot(Service):
 
     def _upload(self, box: str, label: Label, allowance: Allowance) -> Upload:
         """Raises StoreError when there is no room for it."""
-        full = [shelf for shelf in self._shelves.values() if shelf.items or shelf.arriving]
-        if allowance.boxes and len(full) >= allowance.boxes and self._shelf(box) not in full:
-            self._forget(box)
+        full = {name for name, shelf in self._shelves.items() if shelf.items or shelf.arriving}
+        full |= self._unread.keys()
+        if allowance.boxes and len(full) >= allowance.boxes and box not in full:
             raise StoreError(NO_BOX)
         size = label.size or 0
         if allowance.file and size > allowance.file:
@@ -378,8 +384,11 @@ class Depot(Service):
         item = arriving.item = Item(self, ident, row)
         if label.expires:
             self._expire(item, self.monotonic() + label.expires)
-        if self._opened:  # else opening will find its row
+        if self._opened:
             self._add(item)
+        else:  # opening will find its row
+            self._unread[item.row.box] += item.size
+            self.stock.add(item.row.box, item.size)
         if parked:
             self._say_parked(item, "its upload may be cut")
         return item.shelved
@@ -687,6 +696,9 @@ class Depot(Service):
                 break
             except StoreError:  # the log has the reason
                 await deferLater(self.reactor, self.RETRY)
+        for box, size in self._unread.items():  # from here on each file counts by itself
+            self.stock.drop(box, size)
+        self._unread.clear()
         wall, monotonic = self.wall(), self.monotonic()
         known, parked, lost = set[str](), 0, []
         for ident, deliveries, row, receivers in contents.parcels:

@@ -17,6 +17,8 @@ from __future__ import annotations
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from attrs import frozen
@@ -73,6 +75,11 @@ _BEGIN = (
 _SYNCED = "UPDATE drafts SET synced = ?, touched = ?, boot = ? WHERE key = ?"
 _DISCARD = "DELETE FROM drafts WHERE key = ?"
 
+_HELD = (
+    "SELECT box, sum(size) FROM"
+    " (SELECT box, size FROM parcels UNION ALL SELECT box, size FROM drafts) GROUP BY box"
+)
+
 Work = Callable[[sqlite3.Connection], Any]
 
 
@@ -113,6 +120,12 @@ class Contents:
 
     parcels: list[tuple[int, int, ParcelRow, set[str]]]
     drafts: list[DraftRow]
+
+
+def held(path: Path) -> dict[str, int]:
+    """Bytes by box, of files and drafts. Raises sqlite3.Error; blocks."""
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as reader:
+        return dict(reader.execute(_HELD))
 
 
 def contents(connection: sqlite3.Connection) -> Contents:
