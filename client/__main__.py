@@ -40,6 +40,7 @@ COMMANDS = {  # where each lives: imported when used, so that a start stays quic
     "echo": "client.echo",
     "selftest": "client.selftest",
     "status": "client.status",
+    "completion": "client.completion",
 }
 INTERRUPTED = 130
 
@@ -109,7 +110,8 @@ def cli() -> None:
     """Talk to a Roundhouse daemon.
 
     Host and ports come from --host and --port, else from ROUNDHOUSE_HOST and config.cfg
-    (ROUNDHOUSE_CONFIG names another file), else they are the defaults on 127.0.0.1.
+    (ROUNDHOUSE_CONFIG names another file), else they are the defaults on 127.0.0.1. TLS is spoken
+    as its options say, else as ROUNDHOUSE_TLS, ROUNDHOUSE_CAFILE and so on, else as config.cfg.
 
     \b
     Examples:

@@ -10,7 +10,7 @@ import click
 
 from client.caller import Caller, calls
 from client.files import Source
-from client.net import Failed, Wire, connect
+from client.net import Failed, Wire, dial
 from client.terminal import shown
 
 LEAVE = 10.0  # seconds to wait for the server's FIN, or for it to read on, without --timeout
@@ -61,7 +61,7 @@ def _converse(caller: Caller, nick: str, room: str) -> None:
     from client.chat_screen import Screen
 
     address = caller.address("chat")
-    sock = connect(address, caller.timeout)
+    sock = dial(address, caller.timeout)
     with create_app_session(create_input(), create_output()):
         asyncio.run(Screen(address, nick, room).talk(sock))
 

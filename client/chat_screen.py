@@ -7,7 +7,7 @@ counted instead of shown, so that the server never takes us for a slow reader.
 from __future__ import annotations
 
 import asyncio
-import socket
+import ssl
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -21,7 +21,7 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.formatted_text import FormattedText
 
 from client.chat_lines import ANSWER, Fragments, Known, dated
-from client.net import Address, Failed, connect
+from client.net import Address, Failed, Socket, dial, reason, speaks_tls, wants_tls
 from client.terminal import counted, shown
 
 WAITS = (1.0, 2.0, 5.0, 10.0)  # seconds before each try to connect again; the last for good
@@ -30,6 +30,8 @@ TICK = 0.05  # seconds between two showings
 MOST = 300  # lines of one showing; earlier ones are only counted
 LONGEST = 65536  # bytes of a line that are waited for its end
 CHUNK = 65536
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Words(Completer):
@@ -56,11 +58,16 @@ class Screen:
     _session: PromptSession[str] = field(init=False)
     _writer: asyncio.StreamWriter | None = field(default=None, init=False)
     _waiting: deque[bytes] = field(factory=lambda: deque(maxlen=MOST), init=False)
+    _error: BaseException | None = field(default=None, init=False)
     _missed: int = field(default=0, init=False)  # lines that were pushed out of _waiting
     _more: asyncio.Event = field(factory=asyncio.Event, init=False)
 
-    async def talk(self, sock: socket.socket) -> None:
-        """Until Ctrl-D or /quit. sock: the first connection; later ones are made here."""
+    async def talk(self, sock: Socket) -> None:
+        """Until Ctrl-D or /quit. sock: the first connection; later ones are made here.
+
+        Raise Failed where TLS cannot be spoken.
+        """
+        streams = await self._open(sock)
         self._session = PromptSession(
             message=lambda: f"{self.known.nick}> ",
             completer=Words(self.known),
@@ -69,7 +76,10 @@ class Screen:
             erase_when_done=True,
             enable_suspend=True,
         )
-        tasks = [asyncio.create_task(self._stay(sock)), asyncio.create_task(self._keep_showing())]
+        tasks = [
+            asyncio.create_task(self._stay(*streams)),
+            asyncio.create_task(self._keep_showing()),
+        ]
         for task in tasks:
             task.add_done_callback(self._failed)
         try:
@@ -84,14 +94,20 @@ class Screen:
                 await self._leave()
 
     def _failed(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) and self._session.app.is_running:
-            self._session.app.exit(exception=error)
+        if not task.cancelled():
+            self._error = task.exception()
+            if self._session.app.is_running:
+                self._give_up()
+
+    def _give_up(self) -> None:
+        if self._error is not None:
+            self._session.app.exit(exception=self._error)
 
     async def _prompt(self) -> None:
         kept = ""
         while True:
             try:
-                text = await self._session.prompt_async(default=kept)
+                text = await self._session.prompt_async(default=kept, pre_run=self._give_up)
             except EOFError:
                 return
             kept = ""
@@ -106,16 +122,38 @@ class Screen:
                     self.known.typed(line)
                     self._writer.write(line.encode(errors="replace") + b"\n")
 
-    async def _stay(self, sock: socket.socket) -> None:
+    async def _open(self, sock: Socket) -> Streams:
+        """Raise Failed."""
+        tls = self.address.tls
+        if tls is None:
+            return await asyncio.open_connection(sock=sock, limit=CHUNK)
+        try:
+            tls.session(self.address, ssl.MemoryBIO(), ssl.MemoryBIO())  # asyncio trusts the name
+            return await asyncio.open_connection(
+                sock=sock,
+                limit=CHUNK,
+                ssl=tls.context,
+                server_hostname=tls.name(self.address),
+                ssl_handshake_timeout=PATIENCE,
+            )
+        except Failed:
+            sock.close()
+            raise
+        except ssl.SSLError as error:
+            raise tls.failure(self.address, error) from None
+        except OSError as error:
+            raise tls.broken_off(self.address, error) from None
+
+    async def _stay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Be connected, again and again."""
         while True:
-            reader, self._writer = await asyncio.open_connection(sock=sock, limit=CHUNK)
+            self._writer = writer
             self._introduce()
             why = await self._listen(reader)
-            writer, self._writer = self._writer, None
+            self._writer = None
             await _closed(writer)
             self._note(f"{self.address} {why}; trying to connect again")
-            sock = await self._again()
+            reader, writer = await self._again()
             self._note(f"connected to {self.address} again")
 
     def _introduce(self) -> None:
@@ -132,23 +170,28 @@ class Screen:
         rest = b""
         try:
             while data := await reader.read(CHUNK):
+                if self.address.tls is None and speaks_tls(data):
+                    raise wants_tls(self.address)
                 *lines, rest = (rest + data).split(b"\n")
                 if len(rest) > LONGEST:
                     lines.append(rest)
                     rest = b""
                 self._take(lines)
         except OSError as error:
-            return f"broke the connection ({error.strerror})"
+            tls = self.address.tls
+            if tls is not None and (refusal := tls.refusal(self.address, error)) is not None:
+                raise refusal from None
+            return f"broke the connection ({reason(error)})"
         self._take([rest] if rest else [])
         return "closed the chat"
 
-    async def _again(self) -> socket.socket:
+    async def _again(self) -> Streams:
         tries = 0
         while True:
             await asyncio.sleep(WAITS[min(tries, len(WAITS) - 1)])
             tries += 1
             with suppress(Failed):
-                return await asyncio.to_thread(connect, self.address, PATIENCE)
+                return await self._open(await asyncio.to_thread(dial, self.address, PATIENCE))
 
     def _note(self, text: str) -> None:
         self._take([f"{ANSWER}{text}".encode()])

@@ -75,6 +75,11 @@ def find(address: Address, ident: str, any_port: bool = False) -> str:
     return found.pop()
 
 
+def idents() -> list[str]:
+    """Whom any server gave a code. Raise Failed or OSError."""
+    return sorted({ident for clients in _read(path()).values() for ident in clients})
+
+
 def _key(address: Address) -> str:
     host = address.host.lower()
     return str(Address("127.0.0.1" if host in LOOPBACK else host, address.port))

@@ -12,10 +12,21 @@ from typing import Any
 import click
 from attrs import frozen
 
-from client import codes
+from client import codes, completion
 from client.caller import Caller, calls
 from client.files import Source
-from client.net import Address, Failed, Reset, Silent, Wire, connect
+from client.net import (
+    Address,
+    Failed,
+    Nobody,
+    Reset,
+    Silent,
+    Wire,
+    connect,
+    no_http,
+    reason,
+    wants_tls,
+)
 from client.terminal import counted, printable
 
 PATIENCE = 30.0  # seconds for an answer, without --timeout
@@ -23,8 +34,16 @@ LONGEST = 65536  # bytes of a message, and of an answer that is read
 MANY = 1000  # messages asked for at once,
 READ = 16 << 20  # and bytes of them: every character may be escaped
 LEAST, MOST = 0.2, 2.0  # seconds between two looks for new ones
+UPGRADE_REQUIRED = 426
 SUCCESS = "Authentication success"
 _CODE = re.compile(r"[0-9a-f-]{32,36}")
+_code_file = click.option(
+    "--code-file", metavar="FILE", shell_complete=completion.files, help="Read the code from FILE."
+)
+
+
+class Busy(Failed):
+    """The server cannot answer now; asking again may help."""
 
 
 @frozen
@@ -67,23 +86,24 @@ def ask(
     from http.client import HTTPConnection, HTTPException, RemoteDisconnected
 
     connection = HTTPConnection(address.host, address.port)
-    connection.sock = connect(address, timeout)
-    connection.sock.settimeout(timeout or PATIENCE)
+    connection.sock = sock = connect(address, timeout)
+    sock.settimeout(timeout or PATIENCE)
     try:
         connection.request(method, target, body, headers)
-        response = connection.getresponse()
-        answered = response.read(longest).decode(errors="replace")
+        with connection.getresponse() as response:
+            answered = response.read(longest).decode(errors="replace")
     except TimeoutError:
         raise Silent(f"{address} did not answer within {timeout or PATIENCE:g} s") from None
     except RemoteDisconnected:
         raise Reset(f"{address} closed the connection without an answer") from None
     except HTTPException as error:
-        reason = printable(str(error)[:80]) or type(error).__name__
-        raise Failed(f"{address} did not answer in HTTP: {reason}") from None
+        raise no_http(address, error) from None
     except OSError as error:
-        raise Reset(f"{address} broke the connection: {error.strerror}") from None
+        raise Reset(f"{address} broke the connection: {reason(error)}") from None
     finally:
         connection.close()
+    if response.status == UPGRADE_REQUIRED and address.tls is None:
+        raise wants_tls(address)
     return Answer(
         address,
         response.status,
@@ -138,10 +158,10 @@ def register(caller: Caller, ident: str | None) -> None:
 
 
 @click.command(short_help="Leave a message under an id.")
-@click.argument("ident", metavar="ID")
+@click.argument("ident", metavar="ID", shell_complete=completion.idents)
 @click.argument("text", nargs=-1)
 @click.option("--stdin", "lines", is_flag=True, help="Each line of standard input is a message.")
-@click.option("--code-file", metavar="FILE", help="Read the code from FILE.")
+@_code_file
 @calls
 @click.pass_obj
 def say(
@@ -186,10 +206,10 @@ def _say_lines(caller: Caller, ident: str, code: str) -> None:
 
 
 @click.command(short_help="Show the messages of an id.")
-@click.argument("ident", metavar="ID")
+@click.argument("ident", metavar="ID", shell_complete=completion.idents)
 @click.option("-f", "--follow", is_flag=True, help="Go on with those that come.")
 @click.option("--after", type=click.IntRange(0), default=0, metavar="SEQ", help="Later ones only.")
-@click.option("--code-file", metavar="FILE", help="Read the code from FILE.")
+@_code_file
 @calls
 @click.pass_obj
 def tail(caller: Caller, ident: str, follow: bool, after: int, code_file: str | None) -> None:
@@ -197,6 +217,7 @@ def tail(caller: Caller, ident: str, follow: bool, after: int, code_file: str | 
 
     The server shows what was logged with the same code (REGISTRATION = exclusive: with the same
     id). The code comes from where `say` takes it. --json prints the records as they are logged.
+    With --follow a server that goes away is waited for: nothing is left out or shown twice.
 
     \b
     Examples:
@@ -206,9 +227,21 @@ def tail(caller: Caller, ident: str, follow: bool, after: int, code_file: str | 
     """
     address = caller.address("handshake", "MESSAGE_PORT")
     code = _code(caller, ident, code_file)
-    pause = LEAST
+    pause, there, lost = LEAST, False, False
     while True:
-        found = read_back(address, caller.timeout, ident, code, after)
+        found: list[dict[str, Any]] = []
+        try:
+            found = read_back(address, caller.timeout, ident, code, after)
+        except (Nobody, Reset, Silent, Busy) as why:
+            if not (follow and there):
+                raise
+            if not lost:
+                caller.note(f"{why.message}; waiting for it")
+            lost = True
+        else:
+            if lost:
+                caller.note(f"{address} is back")
+            there, lost = True, False
         for record in found:
             after = record["seq"]
             text = f"{after}  {record['time']}  {record['message']}"
@@ -229,6 +262,8 @@ def read_back(
     token = b64encode(f"{ident}:{code}".encode(errors="surrogateescape")).decode()
     headers = {"Authorization": f"Basic {token}", "Connection": "close"}
     answer = ask(address, timeout, "GET", f"/?after={after}&limit={MANY}", None, headers, READ)
+    if answer.status == 503:
+        raise Busy(answer.refusal().message)
     if answer.status != 200:
         raise answer.refusal()
     try:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import select
-import socket
 from base64 import b64decode
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from email.utils import collapse_rfc2231_value
+from http import HTTPStatus
 from http.client import (
     HTTPConnection,
     HTTPException,
@@ -17,13 +16,16 @@ from http.client import (
     RemoteDisconnected,
 )
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from attrs import define, field, frozen
 
-from client.net import CHUNK, Address, Failed, Reset, Silent, connect
+from client.net import CHUNK, Address, Failed, Reset, Silent, connect, no_http, reason, wants_tls
 from client.terminal import printable
+
+if TYPE_CHECKING:
+    from client.net import Stream
 
 PATIENCE = 60.0  # seconds for a sign of life, without --timeout
 LONGEST = 16 << 20  # bytes of an answer that is read whole
@@ -91,7 +93,7 @@ class Answer:
             except TimeoutError:
                 raise Silent(f"{self.address} went silent") from None
             except (OSError, HTTPException) as error:
-                raise Reset(f"{self.address} broke the connection: {_reason(error)}") from None
+                raise Reset(f"{self.address} broke the connection: {reason(error)}") from None
             if not data:
                 if left is None:
                     return
@@ -170,10 +172,10 @@ class Site:
             raise Reset(f"{self.address} closed the connection without an answer") from None
         except HTTPException as error:
             connection.close()
-            raise Failed(f"{self.address} did not answer in HTTP: {_reason(error)}") from None
+            raise no_http(self.address, error) from None
         except OSError as error:
             connection.close()
-            raise Reset(f"{self.address} broke the connection: {_reason(error)}") from None
+            raise Reset(f"{self.address} broke the connection: {reason(error)}") from None
         except BaseException:
             connection.close()
             raise
@@ -184,14 +186,16 @@ class Site:
         return answer
 
 
-def _while_unanswered(sock: socket.socket, body: Iterable[bytes]) -> Iterator[bytes]:
+def _while_unanswered(sock: Stream, body: Iterable[bytes]) -> Iterator[bytes]:
     for data in body:
         yield data
-        if select.select([sock], [], [], 0)[0]:
+        if sock.spoke():
             raise _Answered
 
 
-def _refusal(answer: Answer) -> Refused:
+def _refusal(answer: Answer) -> Failed:
+    if answer.status == HTTPStatus.UPGRADE_REQUIRED and answer.address.tls is None:
+        return wants_tls(answer.address)
     detail = ""
     try:
         said = answer.json()
@@ -201,8 +205,3 @@ def _refusal(answer: Answer) -> Refused:
         pass
     why = printable(detail[:300]) or answer._response.reason or "no reason given"
     return Refused(f"{answer.address} refused: {why} ({answer.status})", answer.status)
-
-
-def _reason(error: Exception) -> str:
-    strerror = error.strerror if isinstance(error, OSError) else None
-    return strerror or printable(str(error)[:80]) or type(error).__name__

@@ -16,6 +16,7 @@ from time import monotonic
 import click
 from attrs import frozen
 
+from client import completion
 from client.caller import Caller, calls
 from client.files import Sent, Source, pour
 from client.net import Failed, Nobody, Reset, Wire
@@ -118,7 +119,9 @@ class Lost:
 
 
 @click.command(short_help="Stream files; verify the receipts.")
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.argument(
+    "files", nargs=-1, required=True, metavar="FILE...", shell_complete=completion.files
+)
 @click.option(
     "--streams",
     type=click.IntRange(1, 64),

@@ -1,4 +1,4 @@
-"""One TCP connection seen from the client: bytes out while bytes come in, and plain errors.
+"""One connection seen from the client, TCP or TLS: bytes out while bytes come in, and plain errors.
 
 Every failure of the network becomes a `Failed` here, so that an OSError met elsewhere in the
 client is about a file or about standard output.
@@ -12,10 +12,17 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 import click
 from attrs import define, field, frozen
+
+from client.terminal import printable
+
+if TYPE_CHECKING:  # slow: only where TLS is spoken
+    from client.secured import Secured, Trust
+
+    Stream: TypeAlias = "Socket | Secured"
 
 T = TypeVar("T")
 
@@ -52,13 +59,33 @@ class Readable(Protocol):
 
 @frozen
 class Address:
-    """Where a service listens; host: a name or an address of either family."""
+    """Where a service listens. host: a name or an address of either family; tls: how TLS is
+    spoken there, None: it is not."""
 
     host: str
     port: int
+    tls: Trust | None = field(default=None, eq=False)
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Socket(socket.socket):
+    """Plain TCP, with what `client.secured.Secured` has beside."""
+
+    @property
+    def held(self) -> bool:
+        """Whether something came that select cannot see."""
+        return False
+
+    def spoke(self) -> bool:
+        """Whether the peer said something, or ended; without waiting."""
+        return bool(select.select([self], [], [], 0)[0])
+
+    def finish(self) -> bool:
+        """Our end; False: it does not go out yet, so ask again."""
+        self.shutdown(socket.SHUT_WR)
+        return True
 
 
 @frozen
@@ -70,15 +97,23 @@ class Ready:
     source: bool
 
 
-def connect(address: Address, timeout: float | None = None) -> socket.socket:
-    """Connect within `timeout` seconds (default 10). Raise Nobody."""
+def connect(address: Address, timeout: float | None = None) -> Stream:
+    """Connect within `timeout` seconds (default 10), TLS's handshake included. Raise Failed."""
+    sock = dial(address, timeout)
+    return sock if address.tls is None else address.tls.secure(sock, address)
+
+
+def dial(address: Address, timeout: float | None = None) -> Socket:
+    """The TCP below. Raise Nobody."""
     patience = timeout or CONNECT
     try:
-        sock = socket.create_connection((address.host, address.port), patience)
+        made = socket.create_connection((address.host, address.port), patience)
     except TimeoutError:
         raise Nobody(f"nobody answers at {address} ({patience:g} s)") from None
     except (OSError, UnicodeError) as error:  # UnicodeError: a host name IDNA cannot spell
-        raise Nobody(f"nobody listens at {address}: {_reason(error)}") from None
+        raise Nobody(f"nobody listens at {address}: {reason(error)}") from None
+    sock = Socket(fileno=made.detach())
+    sock.settimeout(patience)
     with suppress(OSError):  # a peer that reset at once has no name
         if sock.getsockname() == sock.getpeername():
             # 60060 is an ephemeral port: without a listener TCP can connect it to itself.
@@ -91,8 +126,31 @@ def connect(address: Address, timeout: float | None = None) -> socket.socket:
     return sock
 
 
-def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+def fragile(sock: Stream, yes: bool) -> None:
+    """Whether closing resets, also when it is the kernel that closes."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", yes, 0))
+
+
+def speaks_tls(data: bytes) -> bool:
+    """Whether `data` is how TLS answers what is none: in words as ours does, or with an alert."""
+    alert = len(data) == 7 and data.startswith(b"\x15\x03") and data[3:6] == b"\0\2\2"
+    return alert or data == b"ERR this port speaks TLS\n"
+
+
+def wants_tls(address: Address) -> Failed:
+    return Failed(f"{address} speaks TLS, and was spoken to without: --tls")
+
+
+def no_http(address: Address, error: Exception) -> Failed:
+    """What http.client makes of an answer that is none."""
+    if address.tls is None and speaks_tls(getattr(error, "line", "").encode("latin-1", "replace")):
+        return wants_tls(address)
+    return Failed(f"{address} did not answer in HTTP: {reason(error)}")
+
+
+def reason(error: Exception) -> str:
+    strerror = error.strerror if isinstance(error, OSError) else None
+    return strerror or printable(str(error)[:80]) or type(error).__name__
 
 
 @define(eq=False, repr=False)
@@ -101,14 +159,15 @@ class Wire:
 
     address: the peer, for messages. silence: seconds to wait for the peer before Silent, None:
     for ever (keep-alive still finds a dead host). heard: bytes that came and nobody took yet.
-    ended: the peer's FIN came.
+    ended: the peer's FIN came; over TLS its close_notify is that.
     """
 
     address: Address
     silence: float | None
-    _sock: socket.socket
+    _sock: Stream
     heard: bytearray = field(factory=bytearray, init=False)
     ended: bool = field(default=False, init=False)
+    _spoke: bool = field(default=False, init=False)  # we did
 
     @classmethod
     def to(cls, address: Address, timeout: float | None, silence: float | None = None) -> Wire:
@@ -130,18 +189,16 @@ class Wire:
 
     def fragile(self, yes: bool = True) -> None:
         """Closing shall reset, even when this process is killed, until `fragile(False)`."""
-        self._try(
-            lambda: self._sock.setsockopt(
-                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", yes, 0)
-            )
-        )
+        self._try(lambda: fragile(self._sock, yes))
 
     def wait(self, source: Readable | None = None, writing: bool = False) -> Ready:
         """Wait until the peer spoke, `source` has bytes, or (writing) there is room to send.
 
         While `source` is awaited the peer may be silent for ever. Raise Silent.
         """
-        fds: list[Readable] = [self._sock]
+        if self._sock.held and not self.ended:
+            return Ready(heard=True, writable=False, source=False)
+        fds: list[Readable] = [] if self.ended else [self._sock]
         if source is not None:
             try:
                 source.fileno()
@@ -169,18 +226,23 @@ class Wire:
         if ready.heard:
             self.take()
         if ready.writable and not self.ended:
-            return self._try(lambda: self._sock.send(data))
+            self._spoke = True
+            return self._try(lambda: self._sock.send(data)) or 0
         return 0
 
     def take(self) -> None:
-        """Add what came to `heard`. Raise Reset."""
+        """Add what came to `heard`: nothing, where it was half a record of TLS. Raise Reset."""
         data = self._try(lambda: self._sock.recv(CHUNK))
+        if data is None:
+            return
+        if self._spoke and self.address.tls is None and speaks_tls(data):
+            raise wants_tls(self.address)
         self.heard += data
         self.ended = not data
 
     def hear(self) -> bytes:
         """The next bytes; b"" after the peer's FIN. Raise Reset or Silent."""
-        if not self.heard and not self.ended:
+        while not self.heard and not self.ended:
             self.wait()
             self.take()
         data = bytes(self.heard)
@@ -202,14 +264,19 @@ class Wire:
         return line
 
     def finish(self) -> None:
-        """Our FIN: that was all; the peer may still answer. Raise Reset."""
-        self._try(lambda: self._sock.shutdown(socket.SHUT_WR))
+        """Our FIN: that was all; the peer may still answer. Raise Reset or Silent."""
+        while not self._try(self._sock.finish):
+            if self.wait(writing=True).heard:
+                self.take()
 
-    def _try(self, act: Callable[[], T]) -> T:
+    def _try(self, act: Callable[[], T]) -> T | None:
+        """What it came to; None: nothing yet."""
         try:
             return act()
+        except BlockingIOError:
+            return None
         except OSError as error:
             with suppress(OSError):  # what came before a reset can still be read
                 while data := self._sock.recv(CHUNK):
                     self.heard += data
-            raise Reset(f"{self.address} broke the connection: {_reason(error)}") from None
+            raise Reset(f"{self.address} broke the connection: {reason(error)}") from None

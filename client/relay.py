@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any, TypeVar
 
 import click
 
-from client import raw
+from client import completion, raw
 from client.caller import Caller, calls
 from client.files import Source
 from client.http import Site
@@ -40,8 +41,20 @@ def _box(context: click.Context, parameter: click.Parameter, value: str | None) 
     return value
 
 
+def _box_option(name: str, means: str) -> Callable[[C], C]:
+    return click.option(
+        name, "box", metavar="BOX", callback=_box, shell_complete=completion.boxes, help=means
+    )
+
+
+_idents = click.argument(
+    "idents", metavar="ID...", nargs=-1, required=True, shell_complete=completion.parcels
+)
 _token_file = click.option(
-    "--token-file", metavar="FILE", help="Read the box's token from FILE (or ROUNDHOUSE_TOKEN)."
+    "--token-file",
+    metavar="FILE",
+    shell_complete=completion.files,
+    help="Read the box's token from FILE (or ROUNDHOUSE_TOKEN).",
 )
 
 
@@ -60,8 +73,10 @@ def _site(caller: Caller, token_file: str | None) -> Site:
 
 
 @click.command(short_help="Leave files in a box of the relay.")
-@click.argument("files", metavar="FILE...", nargs=-1, required=True)
-@click.option("--to", "box", metavar="BOX", callback=_box, help="The box to leave them in (queue).")
+@click.argument(
+    "files", metavar="FILE...", nargs=-1, required=True, shell_complete=completion.files
+)
+@_box_option("--to", "The box to leave them in (queue).")
 @click.option("--name", help="Another name for the file.")
 @click.option("--expires", metavar="TIME", help="Delete what nobody collected after TIME: 12h, 2d.")
 @click.option("--raw", "plain", is_flag=True, help="Over the raw port: no names, no resuming.")
@@ -129,7 +144,10 @@ def _put(
     ):
         stamina = Stamina.lasting(caller.timeout, caller.note)
         kept, digest = upload(site, box, name, source, expires, advance, stamina)
-    collect = f"curl -OJ http://{site.address}/{box}/next"
+    tls = site.address.tls
+    collect = f"curl -OJ http{'s' if tls else ''}://{site.address}/{box}/next"
+    if tls is not None and tls.cafile is not None:
+        collect += f" --cacert {quote(tls.cafile)}"
     if site.token is not None:
         collect += ' -H "Authorization: Bearer $ROUNDHOUSE_TOKEN"'
     ident = f", id {printable(kept.ident)}" if kept.ident else ""
@@ -167,10 +185,14 @@ def _put_raw(caller: Caller, file: str) -> None:
 
 
 @click.command(short_help="Collect a file from a box of the relay.")
-@click.argument("ident", metavar="[ID]", required=False)
-@click.option("--from", "box", metavar="BOX", callback=_box, help="The box to look in (queue).")
+@click.argument("ident", metavar="[ID]", required=False, shell_complete=completion.parcels)
+@_box_option("--from", "The box to look in (queue).")
 @click.option(
-    "-o", "--output", metavar="PATH", help='A file or a folder to store it in ("-": stdout).'
+    "-o",
+    "--output",
+    metavar="PATH",
+    shell_complete=completion.files,
+    help='A file or a folder to store it in ("-": stdout).',
 )
 @click.option("--wait", is_flag=True, help="Wait for a sender, --timeout seconds or for ever.")
 @click.option("--force", is_flag=True, help="Let it replace a file that is there.")
@@ -303,7 +325,9 @@ def _get_raw(caller: Caller, output: str | None) -> None:
 
 
 @click.command(short_help="List the boxes of the relay, or what is in one.")
-@click.argument("box", metavar="[BOX]", required=False, callback=_box)
+@click.argument(
+    "box", metavar="[BOX]", required=False, callback=_box, shell_complete=completion.boxes
+)
 @_token_file
 @calls
 @click.pass_obj
@@ -357,8 +381,8 @@ def _minute(at: str | None) -> str:
 
 
 @click.command(short_help="Remove files from a box of the relay.")
-@click.argument("idents", metavar="ID...", nargs=-1, required=True)
-@click.option("--from", "box", metavar="BOX", callback=_box, help="The box they are in (queue).")
+@_idents
+@_box_option("--from", "The box they are in (queue).")
 @_token_file
 @calls
 @click.pass_context
@@ -383,8 +407,8 @@ def rm(
 
 
 @click.command(short_help="Let parked files be collected again.")
-@click.argument("idents", metavar="ID...", nargs=-1, required=True)
-@click.option("--from", "box", metavar="BOX", callback=_box, help="The box they are in (queue).")
+@_idents
+@_box_option("--from", "The box they are in (queue).")
 @_token_file
 @calls
 @click.pass_context

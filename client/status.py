@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from client import completion
 from client.caller import Caller, calls, colour
 from client.files import Source
 from client.http import Refused, Site
@@ -36,11 +37,13 @@ NUMBERS = range(3, 7)
 @click.option(
     "--token-file",
     metavar="FILE",
+    shell_complete=completion.files,
     help="Read the TOKEN of [admin] from FILE (or ROUNDHOUSE_ADMIN_TOKEN).",
 )
+@click.option("--ready", is_flag=True, help="Only whether it is ready, in a line; needs no token.")
 @calls
 @click.pass_obj
-def status(caller: Caller, watch: float | None, token_file: str | None) -> None:
+def status(caller: Caller, watch: float | None, token_file: str | None, ready: bool) -> None:
     """Ask the admin port of a daemon: a line for each port it serves, and every warning.
 
     Exit status 0: it is ready; 1: it starts, drains, or cannot keep what it is sent; 69: nobody
@@ -50,8 +53,16 @@ def status(caller: Caller, watch: float | None, token_file: str | None) -> None:
     Examples:
       roundhouse status
       roundhouse status --watch
+      roundhouse status --ready && echo "send work here"
       roundhouse status --json | jq .services.ingest
     """
+    if ready:
+        if watch is not None:
+            raise click.UsageError("--ready looks once, --watch again and again: take one")
+        site = Site(caller.address("admin"), caller.timeout)
+        check(site)
+        caller.tell(f"{site.address} is ready", ready=True)
+        return
     site = Site(caller.address("admin"), caller.timeout, _token(token_file))
     while True:
         try:
@@ -69,6 +80,19 @@ def status(caller: Caller, watch: float | None, token_file: str | None) -> None:
         time.sleep(watch)
     if not found.get("ready"):
         raise SystemExit(1)
+
+
+def check(site: Site) -> None:
+    """Raise Failed: what is there is not ready, or no daemon."""
+    try:
+        with site.ask("GET", "/readyz", patience=site.timeout or PATIENCE) as answer:
+            found = answer.json()
+    except Refused as refused:
+        if refused.status == HTTPStatus.SERVICE_UNAVAILABLE:
+            raise Failed(f"{site.address} is not ready: `roundhouse status` says why") from None
+        raise
+    if not isinstance(found, dict) or found.get("ready") is not True:
+        raise Failed(f"{site.address} is no admin port of Roundhouse")
 
 
 def ask(site: Site) -> Mapping[str, Any]:

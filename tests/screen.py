@@ -37,7 +37,7 @@ class Screen:
         self._tmux(*options, shlex.join(self.command), env=env)
 
     def types(self, text: str, enter: bool = True) -> None:
-        self._tmux("send-keys", "-l", text)
+        self._tmux("send-keys", "-l", "--", text)
         if enter:
             self.presses("Enter")
 

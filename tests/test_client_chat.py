@@ -23,7 +23,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from client import chat_lines, chat_screen
 from client.chat_lines import COMMANDS, Known, colour_of, dated, painted
 from client.chat_screen import MOST, Screen
-from client.net import Address, connect
+from client.net import Address, dial
 from protocols.chat import HELP
 from tests.screen import Screen as Terminal
 from tests.screen import absent
@@ -145,7 +145,7 @@ class ScreenTests(SynchronousTestCase):
             server = Server(tuple(map(played, scripts)))
             address = Address("127.0.0.1", server.port)
             with create_app_session(keys, output), patch.object(chat_screen, "WAITS", (0.3,)):
-                sock = connect(address, PATIENCE)
+                sock = dial(address, PATIENCE)
                 asyncio.run(Screen(address, nick, room, lambda: NOON).talk(sock))
             server.over()
         return ESCAPES.sub("", shown.getvalue())

@@ -202,15 +202,48 @@ class TailTests(LedgerCase):
         assert "after=7&" in server.over()[0][0]
 
     def test_following_goes_on_and_looks_less_often_while_nothing_comes(self) -> None:
-        pauses: list[float] = []
-        self.patch(handshake, "sleep", pauses.append)
+        pauses = self.pauses(6)
         answer = logged([1], [], [], [], [], [], [2], [])
         server = Server((answer,) * 8)
         ended = self.call(server, "tail", "ana", "-f")
-        assert ended.status in (1, 69)  # the server is gone by then
+        assert ended.status == 130
         assert ended.out.count(b"\n") == 2
-        assert pauses[:6] == [0.2, 0.4, 0.8, 1.6, 2.0, 0.2]
+        assert pauses == [0.2, 0.4, 0.8, 1.6, 2.0, 0.2]
         server.over()
+
+    def test_following_waits_for_a_server_that_went_away_and_shows_all_once(self) -> None:
+        self.pauses(5)
+        answer = logged([1], [2, 3], [])
+        stops = replying(b"Error: the daemon is stopping\n", b"503 Service Unavailable")
+        server = Server((answer, stops, lambda peer: peer.recv(9), reset, answer, answer))
+        ended = self.call(server, "tail", "ana", "-f")
+        assert ended.status == 130
+        assert ended.out.decode() == "".join(f"{n}  now  m{n} \\x1b\n" for n in (1, 2, 3))
+        gone, back, gone_again, *_ = ended.err.splitlines()
+        assert gone.endswith("refused: 503 - Error: the daemon is stopping; waiting for it")
+        assert back.endswith(f"{server.port} is back")
+        assert "nobody listens" in gone_again
+        assert ended.err.count("waiting for it") == 2
+        server.over()
+
+    def test_who_was_never_there_is_not_waited_for(self) -> None:
+        stops = replying(b"Error: the daemon is stopping\n", b"503 Service Unavailable")
+        server = Server((stops,))
+        ended = self.call(server, "tail", "ana", "-f")
+        assert (ended.status, "waiting" in ended.err) == (1, False)
+        server.over()
+
+    def pauses(self, most: int) -> list[float]:
+        """What is slept; the one after `most` is Ctrl-C."""
+        found: list[float] = []
+
+        def sleep(seconds: float) -> None:
+            if len(found) == most:
+                raise KeyboardInterrupt
+            found.append(seconds)
+
+        self.patch(handshake, "sleep", sleep)
+        return found
 
     def test_a_refusal_is_told(self) -> None:
         server = Server((replying(b"Error: wrong id or code\n", b"401 Unauthorized"),))

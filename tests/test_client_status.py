@@ -198,6 +198,37 @@ class TroubleTests(StatusCase):
         assert "refused: Not Found (404)" in self.ask(b"", status="404 Not Found").err
 
 
+class ReadyTests(StatusCase):
+    def test_one_that_is_ready_is_a_line_and_status_0(self) -> None:
+        self.env["ROUNDHOUSE_ADMIN_TOKEN"] = TOKEN
+        ended = self.ask({"ready": True, "checks": {"state": "ok"}}, "--ready")
+        assert (ended.status, ended.err) == (0, "")
+        assert ended.text.endswith(" is ready\n")
+        assert self.heard.startswith(b"GET /readyz HTTP/1.1\r\n")
+        assert b"Authorization" not in self.heard
+        assert self.ask({"ready": True, "checks": {}}, "--ready", "--json").facts == {"ready": True}
+
+    def test_one_that_is_not_is_said_with_where_to_look(self) -> None:
+        checks = {"state": "ok", "disk": "No space left on device"}
+        found = {"ready": False, "checks": checks}
+        ended = self.ask(found, "--ready", status="503 Service Unavailable")
+        assert (ended.status, ended.out) == (1, b"")
+        assert " is not ready: `roundhouse status` says why" in ended.err
+        ended = self.run_client("--port", nobody(), "status", "--ready")
+        assert (ended.status, "nobody listens at" in ended.err) == (69, True)
+
+    def test_whoever_else_answers_is_not_taken_for_a_ready_daemon(self) -> None:
+        others: tuple[object, ...] = ({}, [], {"ready": "yes"})
+        for found in others:
+            ended = self.ask(found, "--ready")
+            assert (ended.status, "is no admin port of Roundhouse" in ended.err) == (1, True)
+        assert "refused: Not Found (404)" in self.ask(b"", "--ready", status="404 Not Found").err
+
+    def test_it_is_asked_once(self) -> None:
+        ended = self.run_client("status", "--ready", "--watch")
+        assert (ended.status, "--ready looks once" in ended.err) == (2, True)
+
+
 class WatchTests(StatusCase):
     def watch(self, server: Server, rounds: int, *args: object) -> tuple[Ended, list[float]]:
         slept: list[float] = []
@@ -241,6 +272,7 @@ class RealTests(SynchronousTestCase):
         self.addCleanup(case.doCleanups)
         case.env["ROUNDHOUSE_CONFIG"] = str(daemon.config)
         assert case.run_client("status").status == 1
+        assert case.run_client("status", "--ready").status == 0
         case.env["ROUNDHOUSE_ADMIN_TOKEN"] = TOKEN
         ended = case.run_client("status")
         assert (ended.status, ended.err) == (0, "")
@@ -252,6 +284,7 @@ class RealTests(SynchronousTestCase):
             time.sleep(0.2)
             daemon.send(signal.SIGTERM)
             daemon.says("SIGTERM: finishing what is in hand")
+            assert "is not ready" in case.run_client("status", "--ready").err
             drains = case.run_client("status", "--json")
             assert (drains.status, drains.facts["state"]) == (1, "draining")
         assert daemon.process is not None

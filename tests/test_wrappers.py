@@ -576,21 +576,34 @@ class AtTheDoor(WrappedCase):
     """Handshakes that fail, and who may come in."""
 
     @driven
-    async def test_what_is_no_tls_is_refused_in_a_line(self, net: Net) -> None:
-        for data, why in {
-            b"GET / HTTP/1.1\r\n\r\n": "refused (TLS: http request)",
-            b"\0" * 100: "refused (TLS: ",
-        }.items():
+    async def test_what_is_no_tls_is_refused_in_a_line_to_both_sides(self, net: Net) -> None:
+        for data, why, answer in (
+            (b"x", "refused (it speaks no TLS)", b"ERR this port speaks TLS\n"),
+            (b"GET ready\n", "refused (it speaks no TLS)", b"ERR this port speaks TLS\n"),
+            (b"DELETE /x HTTP/1.1\r\n\r\n", "refused (it speaks no TLS)", b"HTTP/1.1 426 "),
+            (b"\x16" + b"\0" * 100, "refused (TLS: ", b""),
+        ):
             place = self.place(net)
             peer = place.dial()
             peer.send(data)
             assert await place.refused()
-            await net.until(lambda p=peer: p.fin)  # after the alert, which is not lost
+            await net.until(lambda p=peer: p.fin)  # after the answer, which is not lost
+            assert peer.got.startswith(answer)
             peer.send(b"more of that")
             peer.ends()
             await net.a_while()
             assert net.logged(f"{peer.sock.getsockname()[1]}: {why}") == 1
         assert not self.flushLoggedErrors()
+
+    @driven
+    async def test_a_browser_that_asks_without_tls_is_told_in_http(self, net: Net) -> None:
+        peer = self.place(net).dial()
+        peer.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await net.until(lambda: peer.fin)
+        head, _, body = bytes(peer.got).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 426 Upgrade Required\r\nUpgrade: TLS/1.2, HTTP/1.1\r\n")
+        assert f"Content-Length: {len(body)}".encode() in head
+        assert body == b"This port speaks TLS: ask with https://\n"
 
     @driven
     async def test_tls_1_1_is_refused(self, net: Net) -> None:
@@ -810,6 +823,17 @@ class Certificates(WrappedCase):
         self.authority.server()
         _, peer = await self.open(place)
         assert peer.certificate() != first.certificate()
+
+    @driven
+    async def test_files_that_whoever_we_became_cannot_read_are_told_at_once(
+        self, net: Net
+    ) -> None:
+        place = self.place(net)
+        (self.home / "server.pem").unlink()
+        place.port.factory.startFactory()
+        assert net.logged("svc: the certificate in force stays: ") == 1
+        await self.open(place)
+        assert net.logged("server.pem: cannot be read: No such file or directory") == 1
 
     @driven
     async def test_the_chain_may_have_a_file_of_its_own(self, net: Net) -> None:

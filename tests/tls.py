@@ -31,9 +31,14 @@ class Authority:
         path.write_bytes(b"".join(blob.bytes() for blob in blobs))
         return path
 
-    def server(self, name: str = "server.pem", host: str = "localhost") -> Path:
-        """Key, certificate and chain in one file."""
-        return self.write(name, self.ca.issue_cert(host).private_key_and_cert_chain_pem)
+    def server(self, name: str = "server.pem", *hosts: str) -> Path:
+        """Key, certificate and chain in one file; of localhost where no host is named."""
+        cert = self.ca.issue_cert(*hosts or ("localhost",))
+        return self.write(name, cert.private_key_and_cert_chain_pem)
+
+    def client(self, name: str, who: str = "ana@example.org") -> Path:
+        """Key and certificate of a client in one file."""
+        return self.write(name, self.ca.issue_cert(who).private_key_and_cert_chain_pem)
 
     def context(self, client: trustme.LeafCert | None = None) -> ssl.SSLContext:
         """A client's: it trusts the root, and shows `client` when it is asked for a certificate."""

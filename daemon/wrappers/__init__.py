@@ -40,11 +40,17 @@ def wrap(endpoint: str, factory: LiveFactory, home: Path) -> tuple[str, IProtoco
     plain = endpoint.removeprefix(PROXY)
     within: IProtocolFactory = factory
     if plain.partition(":")[0] in TLS:
-        plain, credentials = _secured(plain, home)
-        within = Secure(within, factory, credentials)
+        plain, files = _secured(plain, home)
+        within = Secure(within, factory, files)
     if endpoint.startswith(PROXY):
         within = Proxy(within, factory)
     return plain, within
+
+
+def credentials(endpoint: str, home: Path) -> Credentials | None:
+    """What TLS is spoken with there; None: it is not. Raises ValueError for what it cannot be."""
+    plain = endpoint.removeprefix(PROXY)
+    return _secured(plain, home)[1] if plain.partition(":")[0] in TLS else None
 
 
 def _secured(endpoint: str, home: Path) -> tuple[str, Credentials]:

@@ -9,6 +9,7 @@ Wire
                             like that: many clients do, and nothing can be missing
     <- close_notify, FIN    our half-close, after everything written
     <- alert, FIN           the handshake failed; the log says why, in a line
+    <- ERR this port speaks TLS LF, FIN     what came was none; a request of HTTP is answered 426
 
 No ticket for later sessions is sent under TLS 1.3, for it would lie unread in the receive buffer
 of a client that only sends, and turn its FIN into a reset. No renegotiation. Every session takes
@@ -20,8 +21,10 @@ It is the TLS of Python's standard library, as asyncio uses it, so it needs no o
 
 from __future__ import annotations
 
+import re
 import ssl
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any, ClassVar
@@ -40,6 +43,13 @@ log = Logger()
 
 RECORD = 1 << 14  # bytes of plain text in a record, at most
 CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
+HANDSHAKE = 0x16  # what TLS begins with
+PLAIN = b"ERR this port speaks TLS\n"
+PLAIN_HTTP = (
+    b"HTTP/1.1 426 Upgrade Required\r\nUpgrade: TLS/1.2, HTTP/1.1\r\nConnection: Upgrade, close\r\n"
+    b"Content-Type: text/plain\r\nContent-Length: 40\r\n\r\nThis port speaks TLS: ask with https://\n"
+)
+_REQUEST = re.compile(rb"[A-Z]{3,10} [/*]")
 
 
 @frozen
@@ -90,6 +100,27 @@ class Credentials:
         if self.client_ca is not None:
             self._ask_for_certificates(context, self.client_ca)
         return context
+
+    def until(self) -> datetime:
+        """When the certificate ends. Raises ValueError like `load`, or where it is past.
+
+        The library tells that only of a peer's, so here is one that it is shown to, in memory.
+        """
+        peer = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        peer.check_hostname = False
+        peer.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        context, here, there = self.load(), ssl.MemoryBIO(), ssl.MemoryBIO()
+        peer.load_verify_locations(self.certificate)
+        ours = context.wrap_bio(here, there, server_side=True)
+        theirs = peer.wrap_bio(there, here)
+        try:
+            for side in (theirs, ours, theirs):
+                with suppress(ssl.SSLWantReadError):
+                    side.do_handshake()
+        except ssl.SSLError as error:
+            raise ValueError(f"{self.certificate}: {_words(error)}") from None
+        shown: Any = theirs.getpeercert()
+        return datetime.fromtimestamp(ssl.cert_time_to_seconds(shown["notAfter"]), UTC)
 
     @staticmethod
     def _ask_for_certificates(context: ssl.SSLContext, client_ca: Path) -> None:
@@ -180,6 +211,9 @@ class Secured(Wrapped):
     def dataReceived(self, data: bytes) -> None:
         if self._notified or self._refused or self._why is not None:
             return
+        if not self._heard and data[0] != HANDSHAKE:
+            self._answer_plainly(data)
+            return
         self._heard = True
         self._incoming.write(data)
         if not (self._shaken or self._shake()):
@@ -214,6 +248,11 @@ class Secured(Wrapped):
         if self._refused:  # it shall read the alert: wait for its FIN, as long as it may wait here
             self.transport.loseWriteConnection()
         return self._shaken
+
+    def _answer_plainly(self, data: bytes) -> None:
+        self.refuse("it speaks no TLS")
+        self.transport.write(PLAIN_HTTP if _REQUEST.match(data) else PLAIN)
+        self.transport.loseWriteConnection()
 
     def _decrypt(self) -> str | None:
         """All that came, so that no record waits inside; what is wrong with the next one."""
@@ -316,6 +355,14 @@ class Secure(Wrapper):
         self._stamp = self.credentials.stamp()
         self._context = self.credentials.load()
 
+    def startFactory(self) -> None:
+        super().startFactory()
+        self._stamp = self.credentials.stamp()
+        try:
+            self.credentials.load()  # USER may not read what root could
+        except ValueError as error:
+            self._keep(error)
+
     def buildProtocol(self, addr: IAddress | None) -> Secured:
         self._renew()
         return Secured(self, self._context)
@@ -326,20 +373,22 @@ class Secure(Wrapper):
         if stamp == self._stamp:
             return
         self._stamp = stamp
-        name = self.served.live.name
         try:
             self._context = self.credentials.load()
         except ValueError as error:
-            log.error(
-                "{name}: the certificate in force stays: {error}",
-                event="tls.kept",
-                name=name,
-                error=error,
-            )
+            self._keep(error)
         else:
             log.info(
                 "{name}: {file} read again",
                 event="tls.read",
-                name=name,
+                name=self.served.live.name,
                 file=self.credentials.certificate,
             )
+
+    def _keep(self, error: ValueError) -> None:
+        log.error(
+            "{name}: the certificate in force stays: {error}",
+            event="tls.kept",
+            name=self.served.live.name,
+            error=error,
+        )
