@@ -8,16 +8,21 @@ Usage: ./run_app.sh COMMAND [ARGUMENT ...]
 
   -run [OPTION ...]    serve until Ctrl-C; options go to twistd
   -test [OPTION ...]   run the whole test suite; options go to pytest
+  -docs [OPTION ...]   build the documentation; options go to sphinx-build
+  -docker [OPTION ...] build the image and serve in a container, with docker or podman, until
+                       Ctrl-C; options go to its run command
   -ask                 ask for host, ports and sizes, write config.cfg (the old one is kept)
   -h, --help           this text
 
-The first -run or -test makes .venv beside this script, with Python 3.11 to 3.14, and installs
-what that command needs; every file is checked against its hash. Later ones start at once and
-need no network. PYTHON names the interpreter, ROUNDHOUSE_CONFIG another config.cfg.
+The first -run, -test or -docs makes .venv beside this script, with Python 3.11 to 3.14, and
+installs what that command needs; every file is checked against its hash. Later ones start at
+once and need no network. PYTHON names the interpreter, ROUNDHOUSE_CONFIG another config.cfg.
+-docker needs no Python: the ports are on 127.0.0.1, the data is in the volume roundhouse.
 
 Examples:
   ./run_app.sh -run
   ./run_app.sh -ask
+  ./run_app.sh -docker --detach       docker stop roundhouse ends it
   ./run_app.sh -test -k echo
   PYTHON=python3.12 ./run_app.sh -test
 TEXT
@@ -126,6 +131,17 @@ prepare() { # LEVEL
     ) 9>"$venv/.lock"
 }
 
+# Leaves in $engine the one that answers: docker, else podman.
+find_engine() {
+    silent=
+    for engine in docker podman; do
+        command -v "$engine" >/dev/null || continue
+        "$engine" info >/dev/null 2>&1 && return
+        silent="$silent $engine is here, but '$engine info' fails: is it running, and may you use it?"
+    done
+    fail 69 "a container needs docker or podman.${silent:- Neither is on PATH.}"
+}
+
 command=${1:---help}
 [ $# -eq 0 ] || shift
 case $command in
@@ -137,6 +153,26 @@ case $command in
     prepare all
     cd "$root"
     exec "$python" -m pytest "$@"
+    ;;
+-docs)
+    prepare all
+    cd "$root"
+    "$python" -m sphinx -W --keep-going -q -b html "$@" docs build/docs || fail 1 "see above."
+    say "built: $root/build/docs/index.html"
+    ;;
+-docker)
+    find_engine
+    "$engine" build --tag roundhouse "$root" || fail 69 "$engine could not build the image, see above."
+    for port in 5000 5011 5012 6667 8000 8001 8080 60060; do
+        set -- --publish "127.0.0.1:$port:$port" "$@"
+    done
+    case "$*" in
+    *:/data*) ;; # another place for it
+    *) set -- --volume roundhouse:/data "$@" ;;
+    esac
+    exec "$engine" run --rm --name roundhouse --hostname roundhouse --init --stop-timeout 20 \
+        --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges \
+        --ulimit nofile=65536:65536 "$@" roundhouse
     ;;
 -ask)
     base=$python

@@ -14,6 +14,8 @@ from tempfile import TemporaryDirectory
 from attrs import frozen
 from twisted.trial.unittest import SynchronousTestCase
 
+from daemon.catalogue import CATALOGUE
+
 HOME = Path(__file__).resolve().parents[1]
 NAMES = ("python3.14", "python3.13", "python3.12", "python3.11", "python3")
 PARTS = ("run_app.sh", "pyproject.toml", "requirements.txt", "requirements", "daemon/ask.py")
@@ -30,7 +32,16 @@ case "$*" in
     ;;
 "-m pip "*) echo "pip $*" >>"$NOTES"; sleep 0.1; exit "${{PIP_STATUS:-0}}" ;;
 "-m pytest"*) echo "pytest $*" >>"$NOTES" ;;
+"-m sphinx "*) echo "sphinx $*" >>"$NOTES"; exit "${{SPHINX_STATUS:-0}}" ;;
 *) exec '{real}' -S "$@" ;;
+esac
+"""
+
+ENGINE = """#!/bin/sh
+case $1 in
+info) exit "${INFO_STATUS:-0}" ;;
+build) echo "$0 $*" >>"$NOTES"; exit "${BUILD_STATUS:-0}" ;;
+run) printf '%s\\n' "$@" >>"$NOTES"; exit "${RUN_STATUS:-0}" ;;
 esac
 """
 
@@ -64,6 +75,20 @@ class Checkout:
         path.write_text(PYTHON.format(version=version, lacks_venv=lacks_venv, real=sys.executable))
         path.chmod(0o755)
         return path
+
+    def engine(self, name: str) -> None:
+        """A docker that only notes what it should build, and run."""
+        path = self.folder / "bin" / name
+        path.write_text(ENGINE)
+        path.chmod(0o755)
+
+    def tools(self) -> str:
+        """A PATH of what every system has, and of what was put into this checkout's."""
+        folder = self.folder / "tools"
+        folder.mkdir()
+        for name in ("sh", "cat", "dirname", "readlink"):
+            (folder / name).symlink_to(shutil.which(name) or "/bin/" + name)
+        return f"{self.folder / 'bin'}:{folder}"
 
     def start(self, *arguments: str, **environ: str) -> subprocess.Popen[str]:
         keep = {k: v for k, v in os.environ.items() if not k.startswith(("ROUNDHOUSE", "COV"))}
@@ -106,7 +131,7 @@ class SurfaceTests(RunAppCase):
         for arguments in ((), ("-h",), ("--help",)):
             status, out, err = checkout.run(*arguments)
             assert (status, err) == (0, "")
-            for word in ("-run", "-test", "-ask", "Examples:"):
+            for word in ("-run", "-test", "-docker", "-ask", "Examples:"):
                 assert word in out
 
     def test_an_unknown_command_is_named_with_the_help_on_stderr(self) -> None:
@@ -114,6 +139,22 @@ class SurfaceTests(RunAppCase):
         assert (status, out) == (64, "")
         assert "unknown command: -serve" in err
         assert "Usage:" in err
+
+
+class DocsTests(RunAppCase):
+    def test_they_are_built_with_warnings_as_errors_and_it_says_where(self) -> None:
+        checkout = self.checkout()
+        status, _, err = checkout.run("-docs", "-E")
+        assert status == 0
+        built = "sphinx -m sphinx -W --keep-going -q -b html -E docs build/docs"
+        assert checkout.notes == ["the lock", "itself", built]
+        assert err.endswith("/a checkout/build/docs/index.html\n")
+
+    def test_documentation_that_cannot_be_built_is_a_failure(self) -> None:
+        checkout = self.checkout()
+        status, _, err = checkout.run("-docs", SPHINX_STATUS="2")
+        assert status == 1
+        assert "index.html" not in err
 
 
 class InterpreterTests(RunAppCase):
@@ -269,6 +310,78 @@ class AskTests(RunAppCase):
         kept = list(checkout.root.glob("config.cfg.*.bak"))
         assert [path.read_text() for path in kept] == ["[echo]\nPORT = 5000   # the line check\n"]
         assert not (checkout.root / ".venv").exists()
+
+
+class ContainerTests(RunAppCase):
+    def test_the_image_is_built_and_run_with_what_it_needs_and_no_more(self) -> None:
+        checkout = self.checkout()
+        checkout.engine("docker")
+        status, _, err = checkout.run("-docker", "--detach", "--env", "TZ=two words")
+        assert (status, err) == (0, "")
+        built, *run = checkout.notes
+        assert built.endswith(f"bin/docker build --tag roundhouse {checkout.root.resolve()}")
+        assert run[0] == "run"
+        assert run[-4:] == ["--detach", "--env", "TZ=two words", "roundhouse"]
+        said = " ".join(run)
+        for words in (
+            "--read-only",
+            "--tmpfs /tmp",
+            "--cap-drop ALL",
+            "--security-opt no-new-privileges",
+            "--init",
+            "--stop-timeout 20",
+            "--ulimit nofile=65536:65536",
+            "--volume roundhouse:/data",
+        ):
+            assert words in said
+        published = {run[at + 1] for at, word in enumerate(run) if word == "--publish"}
+        assert published == {
+            f"127.0.0.1:{port.number}:{port.number}" for spec in CATALOGUE for port in spec.ports
+        }
+        assert not (checkout.root / ".venv").exists()
+
+    def test_the_data_can_be_put_elsewhere(self) -> None:
+        checkout = self.checkout()
+        checkout.engine("docker")
+        checkout.run("-docker", "--volume", "/srv/round house:/data")
+        notes = checkout.notes
+        assert notes.count("--volume") == 1
+        assert notes[notes.index("--volume") + 1] == "/srv/round house:/data"
+
+    def test_its_exit_status_is_that_of_the_container(self) -> None:
+        checkout = self.checkout()
+        checkout.engine("docker")
+        assert checkout.run("-docker", RUN_STATUS="78")[0] == 78
+
+    def test_podman_does_it_where_docker_does_not_answer(self) -> None:
+        checkout = self.checkout()
+        checkout.engine("docker")
+        (checkout.folder / "bin" / "docker").write_text("#!/bin/sh\nexit 1\n")
+        checkout.engine("podman")
+        assert checkout.run("-docker")[0] == 0
+        assert "bin/podman build " in checkout.notes[0]
+
+    def test_where_there_is_neither_that_is_said(self) -> None:
+        checkout = self.checkout()
+        status, out, err = checkout.run("-docker", PATH=checkout.tools())
+        assert (status, out) == (69, "")
+        assert "a container needs docker or podman. Neither is on PATH." in err
+
+    def test_one_that_does_not_answer_is_named_with_what_to_look_at(self) -> None:
+        checkout = self.checkout()
+        checkout.engine("podman")
+        status, _, err = checkout.run("-docker", PATH=checkout.tools(), INFO_STATUS="1")
+        assert status == 69
+        assert "podman is here, but 'podman info' fails: is it running, and may you use it?" in err
+        assert checkout.notes == []
+
+    def test_an_image_that_cannot_be_built_is_not_run(self) -> None:
+        checkout = self.checkout()
+        checkout.engine("docker")
+        status, _, err = checkout.run("-docker", BUILD_STATUS="1")
+        assert status == 69
+        assert "docker could not build the image, see above" in err
+        assert len(checkout.notes) == 1
 
 
 class LockTests(SynchronousTestCase):
