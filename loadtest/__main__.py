@@ -86,7 +86,13 @@ def cli() -> None:
 
 @cli.group(cls=Comparisons)
 def compare() -> None:
-    """Measure the daemon beside others, and beside the possible."""
+    """Measure the daemon beside others, and beside the possible.
+
+    \b
+    Examples:
+      python -m loadtest compare echo --quick
+      python -m loadtest compare all
+    """
 
 
 def main() -> NoReturn:

@@ -34,12 +34,18 @@ SHOWN = 5  # lines of each kind of trouble
 Step = Callable[[str], object]
 
 
+def _times(name: str, usual: int, means: str) -> Callable[[Any], Any]:
+    return click.option(
+        name, type=click.IntRange(0), default=usual, show_default=True, metavar="N", help=means
+    )
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("services", nargs=-1, metavar="[SERVICE]...")
-@click.option("--kills", type=click.IntRange(0), default=200, show_default=True)
-@click.option("--points", type=click.IntRange(0), default=50, show_default=True)
-@click.option("--power", type=click.IntRange(0), default=20, show_default=True)
-@click.option("--crowd", type=click.IntRange(0), default=0, show_default=True)
+@_times("--kills", 200, "kill -9 at random, one in five while it starts.")
+@_times("--points", 50, f"Killed at its 1st to Nth {', '.join(POINTS)}.")
+@_times("--power", 20, "Its disk (ext4 in a file) loses power; one without syncs must lose data.")
+@_times("--crowd", 0, "Nobody dies but clients, until so many things were acknowledged.")
 @click.option("--seed", type=int, help="Of the random times.  [default: a fresh one, told]")
 @click.option(
     "--within", default=2.0, show_default=True, metavar="SECONDS", help="A start may take."
@@ -57,12 +63,7 @@ def main(
 ) -> None:
     """Kill a real daemon under load, and look for what it had acknowledged.
 
-    \b
     SERVICE: ingest, handshake, relay, relay-http; without any, all of them.
-      --kills   kill -9 at random, one in five while it starts
-      --points  killed at its 1st to Nth fsync, fdatasync, syncfs, rename, unlink, ftruncate
-      --power   its disk (ext4 in a file) loses power; a control without syncs must lose data
-      --crowd   nobody dies but clients, until so many things were acknowledged
 
     \b
     Examples:

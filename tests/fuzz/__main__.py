@@ -101,8 +101,17 @@ def guided(seconds: float) -> NoReturn:
     raise SystemExit(bool(status))
 
 
-@click.command(help=__doc__)
-@click.option("--seconds", default=60.0, show_default=True, type=click.FloatRange(0.1))
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=__doc__,
+    epilog="""\b
+Examples:
+  python -m tests.fuzz
+  python -m tests.fuzz --plain --seconds 5 --seed 7""",
+)
+@click.option(
+    "--seconds", default=60.0, show_default=True, type=click.FloatRange(0.1), help="How long."
+)
 @click.option("--seed", type=int, help="Of the random changes, to repeat a run.")
 @click.option("--plain", "is_plain", is_flag=True, help="Without atheris.")
 def main(seconds: float, seed: int | None, is_plain: bool) -> None:
