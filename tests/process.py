@@ -39,10 +39,14 @@ def free_ports(count: int) -> list[int]:
 
 @define
 class Twistd:
-    """One daemon. `ports` maps the usual port of a service to the one it has here."""
+    """One daemon. `ports` maps the usual port of a service to the one it has here.
+
+    traced: the lines that it runs count for the coverage, which costs it half of its speed.
+    """
 
     home: Path = field(factory=lambda: Path(mkdtemp(prefix="roundhouse-")))
     tac: str = "service.tac"
+    traced: bool = True
     ports: dict[int, int] = field(init=False)
     process: subprocess.Popen[bytes] | None = None
     _starts: int = field(default=0, init=False)
@@ -81,6 +85,8 @@ class Twistd:
         keep = {k: v for k, v in os.environ.items() if not k.startswith("ROUNDHOUSE_")}
         if reactor := os.environ.get("ROUNDHOUSE_REACTOR"):
             keep["ROUNDHOUSE_REACTOR"] = reactor
+        if not self.traced:
+            keep = {k: v for k, v in keep.items() if not k.startswith("COVERAGE_")}
         return keep | {"ROUNDHOUSE_CONFIG": str(self.config), "PYTHONUNBUFFERED": "1"}
 
     def spawn(self, *options: str) -> subprocess.Popen[bytes]:

@@ -293,7 +293,7 @@ class ScrapeTests(SynchronousTestCase):
         self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, before)
         if descriptors() < 2500:
             raise SkipTest("a thousand connections, both ends of them, need 2,500 descriptors")
-        daemon = Twistd()
+        daemon = Twistd(traced=False)
         self.addCleanup(daemon.discard)
         daemon.configure(daemon="CONNECTIONS = 2000")
         daemon.start()
