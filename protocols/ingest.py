@@ -17,9 +17,8 @@ Errors, one line, then FIN
 A peer that sent nothing gets no line from `idle` and `stopping`: we never speak first.
 
 RECEIPT = off
-    Nothing is ever sent, and nobody waits for the disk: our FIN means that all is written. It
-    outlives the daemon from then on, and a power cut as soon as it is synced, which is begun at
-    once. Every error before, also a killed daemon, resets the peer; one after it is logged.
+    Nothing is ever sent. Our FIN means that all is kept; every error, also a killed daemon,
+    resets the peer.
 
 Past its first LENT bytes a stream is read by a thread, straight from its socket (not so under TLS
 or a PROXY header); the reactor hears how it ended.
@@ -91,7 +90,6 @@ class Options:
             self.quota,
             self.quota_policy == "oldest",
             self.buffer_size,
-            self.receipt,
         )
 
 
@@ -191,7 +189,6 @@ class Ingest(Connection):
 
     def broken(self, why: StoreError) -> None:
         if self.closing:
-            self._lost(why)
             return
         self._broken = why
         if self.ended or not self.options.receipt:
@@ -254,20 +251,16 @@ class Ingest(Connection):
         why = failure.value
         assert isinstance(why, StoreError)
         if self.closing:
-            self._lost(why)
+            log.error(
+                "ingest {peer}, which is gone: {reason}, {stored} of {size} bytes kept",
+                event="ingest.lost",
+                peer=spoken(self.transport.getPeer()),
+                reason=why.reason,
+                stored=why.stored,
+                size=self._size,
+            )
         else:
             self._refuse("failed", why.reason, why.stored)
-
-    def _lost(self, why: StoreError) -> None:
-        """Nobody is there to be told."""
-        log.error(
-            "ingest {peer}, which is gone: {reason}, {stored} of {size} bytes kept",
-            event="ingest.lost",
-            peer=spoken(self.transport.getPeer()),
-            reason=why.reason,
-            stored=why.stored,
-            size=self._size,
-        )
 
     def _refuse(self, outcome: str, reason: str = "", stored: int = 0) -> None:
         """reason: for the peer; nothing is said to one that sent nothing."""

@@ -44,10 +44,7 @@ class Source(Protocol):
     def resumeProducing(self) -> None: ...
 
     def broken(self, why: StoreError) -> None:
-        """The intake takes no more; called at most once, never after `abort`.
-
-        After `commit` only when that has fired, for a stream that was not to be durable by then.
-        """
+        """The intake takes no more; called at most once, never after `commit` or `abort`."""
 
     def returned(self) -> None:
         """The transport that was lent is back; called before anything else comes from it.
@@ -91,7 +88,7 @@ class Series:
     checksum: whether receipt and manifest carry sha256 sums. rotate: seconds after which a part
     is closed, however short; 0: none is. free: bytes that stay free on the disk. quota: bytes the
     folder may hold, 0: any number; oldest: whole series make room then, the oldest first. read:
-    most bytes of one read. durable: `commit` waits for the disk; else for all of it to be written.
+    most bytes of one read.
     """
 
     prefix: str
@@ -102,7 +99,6 @@ class Series:
     quota: int = 0
     oldest: bool = False
     read: int = 1 << 20
-    durable: bool = True
 
 
 @frozen

@@ -529,19 +529,6 @@ class WithoutReceiptTests(IngestCase):
             assert ana.transport.reset
             self.is_gone(ana, "drained")
 
-    def test_a_disk_that_fails_after_our_fin_is_told_to_the_log(self) -> None:
-        ana = self.peer(b"abcdef")
-        assert not self.intake.series.durable
-        ana.ends()
-        self.keeps(ana)
-        with capturedLogs() as events:
-            self.breaks(ana, stored=2)
-        assert formatEvent(events[0]) == (
-            "ingest 127.0.0.1:54321, which is gone: disk full, 2 of 6 bytes kept"
-        )
-        assert not ana.transport.reset
-        self.is_gone(ana, "whole")
-
     def test_with_receipts_nothing_is_asked_of_the_kernel(self) -> None:
         assert IngestCase.peer(self, b"abc").connection.transport is not None
         house = self.house()

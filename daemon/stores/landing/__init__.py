@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from attrs import define, field
 from twisted.application.service import Service
@@ -41,7 +41,6 @@ from daemon.stores.landing.series import Parts
 from protocols.stores import Receipt, Series, Source, StoreError
 
 log = Logger()
-_T = TypeVar("_T")
 
 SMALL = 64 << 10  # bytes of a stream that is journalled if it ends before it is lent
 
@@ -96,15 +95,7 @@ class Landed:
             small = Small(self.series, self.peer, self.opened, outcome, data)
             return self.landing.journal.add(small)
         assert self._parts is not None
-        landing, commit = self.landing, partial(self._parts.commit, outcome)
-        if self.series.durable or landing.behind >= landing.BEHIND:
-            return self._intake.commit(commit).addCallback(self._kept)
-        landing.behind += 1
-        written = Deferred[Receipt]()
-        tell = partial(landing.crew.reactor.callFromThread, self._written, written)
-        durable = self._intake.commit(partial(commit, tell))
-        durable.addBoth(self._settled).addCallbacks(self._kept, partial(self._lost, written))
-        return written
+        return self._intake.commit(partial(self._parts.commit, outcome)).addCallback(self._kept)
 
     def abort(self) -> None:
         self.landing.over(self)
@@ -158,21 +149,6 @@ class Landed:
         self.landing.stored += receipt.size
         return receipt
 
-    def _written(self, written: Deferred[Receipt], receipt: Receipt) -> None:
-        if not written.called:  # a disk that is full for a while is asked again
-            written.callback(receipt)
-
-    def _lost(self, written: Deferred[Receipt], failure: Failure) -> None:
-        if written.called:
-            assert isinstance(failure.value, StoreError)
-            self.source.broken(failure.value)
-        else:
-            written.errback(failure)
-
-    def _settled(self, result: _T) -> _T:
-        self.landing.behind -= 1
-        return result
-
     def _ended(self) -> None:
         """Its intake is over; one that broke is asked for nothing any more."""
         assert self._parts is not None
@@ -192,7 +168,6 @@ class Landing(Service):
     HELD: ClassVar[int] = 32 << 20
     BEAT: ClassVar[float] = 1.0  # seconds
     HANDS: ClassVar[int] = 4
-    BEHIND: ClassVar[int] = 64  # streams, about to be durable, whose peers do not wait for it
 
     service: ClassVar[str] = "ingest"
 
@@ -202,7 +177,6 @@ class Landing(Service):
     held: int = field(default=0, init=False)
     streams: int = field(default=0, init=False)  # acknowledged, small ones aside; and their bytes
     stored: int = field(default=0, init=False)
-    behind: int = field(default=0, init=False)  # streams that are written and not durable yet
     ground: Ground = field(init=False)
     journal: Journal = field(init=False)
     completed: Completed = field(init=False)
@@ -281,11 +255,6 @@ class Landing(Service):
         yield Measure("ingest_held_bytes", "Bytes of small streams in memory.", self.held)
         yield Measure(
             "ingest_waiting_streams", "Small streams that wait for the journal.", journal.waiting
-        )
-        yield Measure(
-            "ingest_unsynced_streams",
-            "Streams that are written and not durable yet, and whose peers do not wait for that.",
-            self.behind,
         )
         yield Measure("ingest_sync_seconds", "How long a sync took.", self.ground.syncs)
 

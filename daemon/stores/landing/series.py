@@ -15,7 +15,7 @@ import errno
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager, suppress
 from typing import Any, ClassVar
@@ -31,7 +31,6 @@ from protocols.stores import Receipt, Series
 MANY = 32  # parts in a turn from which on one sync of the filesystem is cheaper
 MOST = 1024  # parts that wait to be settled
 BEHIND = 3  # turns whose parts are being settled while the stream is read on
-FAR = 16  # the same where nobody waits for the disk
 AHEAD = 8 << 20  # bytes of a part after which the drive is told to begin
 BESIDE = 1 << 15  # bytes from which on other hands hash them
 
@@ -144,16 +143,11 @@ class Parts(Sink[Receipt]):
         finally:
             self._end_turn()
 
-    def commit(
-        self, outcome: str = "whole", written: Callable[[Receipt], object] | None = None
-    ) -> Receipt:
-        """written: called before the disk is waited for, with a receipt that lacks the sum."""
+    def commit(self, outcome: str = "whole") -> Receipt:
         self._flush()
         if self._part is not None:
             self._fill()
         self._hand_over()
-        if written is not None:
-            written(Receipt(self._size, None, len(self._all)))
         self._settled(0)
         digest = None if self._sum is None else self._sum.hexdigest()
         if self._place is not None:
@@ -218,7 +212,7 @@ class Parts(Sink[Receipt]):
         self._hand_over()
         if self.resting and self._part is not None:
             self._part.release()
-        self._settled(self._behind)
+        self._settled(BEHIND)
 
     # Bytes.
 
@@ -345,11 +339,7 @@ class Parts(Sink[Receipt]):
             assert self._place is not None
             full, self._full = self._full, []
             self._settling.append(self.ground.hands.submit(settle, full, self._place))
-            self._settled(self._behind)
-
-    @property
-    def _behind(self) -> int:
-        return BEHIND if self.series.durable else FAR
+            self._settled(BEHIND)
 
     def _settled(self, most: int) -> None:
         """Wait until no more than `most` turns are being settled.
