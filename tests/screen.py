@@ -71,6 +71,14 @@ class Screen:
                 raise AssertionError(f"{words} is not shown:\n" + "\n".join(self.lines))
             time.sleep(0.02)
 
+    def joins(self, *first: str) -> None:
+        """It is an IRC client of ana's: in #main, connected by `first` if its command did not."""
+        for line in first:
+            self.shows("Irssi v")
+            self.types(line)
+        self.shows("Welcome to Roundhouse, ana")
+        self.types("/join #main 10")
+
     def close(self) -> None:
         subprocess.run([*self._server, "kill-server"], capture_output=True, timeout=PATIENCE)
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -35,11 +35,7 @@ class IrcClientTests(SynchronousTestCase):
             assert hears() == f"zoe: before {program}"
             ana = Screen(command)
             self.addCleanup(ana.close)
-            for line in first:
-                ana.shows("Irssi v")
-                ana.types(line)
-            ana.shows("Welcome to Roundhouse, ana")
-            ana.types("/join #main 10")
+            ana.joins(*first)
             ana.shows("zoe", f"before {program}")
             says("hola, ñandú")
             ana.shows("zoe", "hola, ñandú")

@@ -408,11 +408,7 @@ class ToolTests(HouseCase):
         self.needs(command[0], "tmux")
         ana = Screen(command)
         self.addCleanup(ana.close)
-        for line in first:
-            ana.shows("Irssi v")
-            ana.types(line)
-        ana.shows("Welcome to Roundhouse, ana")
-        ana.types("/join #main 10")
+        ana.joins(*first)
         environ = {
             "ROUNDHOUSE_CONFIG": str(self.daemon.config),
             "ROUNDHOUSE_CAFILE": str(self.daemon.authority.root),
