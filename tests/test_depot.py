@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Barrier, Event
+from threading import Event
 from typing import Any, cast
 
 import pytest
@@ -25,7 +25,7 @@ from zope.interface import implementer
 
 from daemon.stores import depot as module
 from daemon.stores import files
-from daemon.stores.crew import KIT, Crew
+from daemon.stores.crew import Crew
 from daemon.stores.database import Database
 from daemon.stores.depot import OPENING, Depot
 from daemon.stores.depot.arriving import Incoming
@@ -35,7 +35,6 @@ from daemon.stores.depot.sending import Sending
 from daemon.stores.depot.shelf import Shelf
 from daemon.stores.depot.upload import Laid, Upload
 from daemon.stores.files import Unusable
-from daemon.stores.landing.series import BESIDE
 from protocols.stores import NO_BOX, Allowance, Label, Shelved, StoreError
 
 BOX = "queue"
@@ -298,21 +297,6 @@ class EnteringTests(DepotCase):
         incoming.write(bytes(1000))
         await incoming.commit()
         assert begun == [(0, 1200), (1200, 1000)]
-
-    async def test_what_was_hashed_beside_leaves_nothing_behind_in_the_threads(self) -> None:
-        data = bytes(2 * BESIDE)
-        incoming = self.begin(data)
-        for _ in range(20):
-            incoming.write(data)
-        await incoming.commit()
-        together = Barrier(Crew.SIZE)
-
-        def held() -> int:
-            together.wait(4)  # so that every thread is asked
-            return sum(len(works) for _, works in KIT.blocks)
-
-        asked = [self.depot.crew.work(held) for _ in range(Crew.SIZE)]
-        assert await gatherResults(asked) == [0] * Crew.SIZE
 
     async def test_boxes_do_not_know_each_other(self) -> None:
         await self.put(b"for ana", box="ana")

@@ -32,13 +32,14 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 
 from daemon.stores import files
 from daemon.stores.completed import Completed
-from daemon.stores.crew import KIT, Crew, Lent
+from daemon.stores.crew import KIT, SPLICES, Crew, Lent
 from daemon.stores.landing import Landed, Landing, recovery, series
 from daemon.stores.landing.ground import Ground
 from daemon.stores.landing.manifest import Manifest, Piece
 from daemon.stores.landing.recovery import adopt, finish, listed
 from daemon.stores.landing.series import Parts
 from protocols.stores import Receipt, Series, StoreError
+from tests.process import open_files
 
 NAME = re.compile(r"data_[0-9]{14}_[a-z2-7]{8}_parte_[0-9]{6,}\.bin")
 NOON = 1_800_000_000.0  # seconds since the epoch
@@ -527,7 +528,7 @@ class FaultTests(LandingCase):
         assert self.contents() == [b"first", b"secondthird"]
 
     def test_a_mistake_of_ours_leaves_nothing_in_the_pipe_for_another_stream(self) -> None:
-        if not series.SPLICES:
+        if not SPLICES:
             raise SkipTest("there is no splice here")
         ours, theirs = socket.socketpair()
         self.addCleanup(KIT.close)
@@ -546,12 +547,17 @@ class FaultTests(LandingCase):
             os.read(KIT.pipe()[0], 100)
         parts.fail()
 
-    def test_bytes_that_came_by_write_are_not_kept_for_their_hash(self) -> None:
-        self.patch(series, "BESIDE", 1)
-        parts = self.parts(limit=1 << 20)
-        parts.write([bytes(100)] * 10)
-        assert parts.commit().size == 1000
-        assert not any(works for _, works in KIT.blocks)
+    def test_a_stream_whose_part_is_cut_by_somebody_else_fails_and_keeps_the_rest(self) -> None:
+        self.patch(series, "TINY", 1)
+        ground = Ground(self.folder)
+        parts = self.on(ground, Series("data", 100))
+        parts.write([bytes(150)])
+        os.truncate(self.folder / self.names()[-1], 10)
+        with pytest.raises(OSError, match="became shorter"):
+            parts.commit()
+        assert parts.fail() == 100
+        assert not [link for link in open_files() if "_parte_" in link]
+        assert self.manifests() == []  # the next start reads what is there
 
 
 class RecoveryTests(LandingCase):
@@ -1085,12 +1091,3 @@ class ManifestTests(LandingCase):
         ):
             with pytest.raises(ValueError, match=r"^no manifest: [^\n]*$"):
                 Manifest.from_json(bad)
-
-
-def open_files() -> list[str]:
-    """What the descriptors of this process are on."""
-    links = []
-    for entry in os.scandir("/proc/self/fd"):
-        with contextlib.suppress(FileNotFoundError):
-            links.append(os.readlink(entry))
-    return links

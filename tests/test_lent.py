@@ -7,7 +7,6 @@ import os
 import socket
 import threading
 import time
-from concurrent.futures import Future
 from contextlib import suppress as unless
 from typing import Any
 from unittest.mock import patch
@@ -372,27 +371,6 @@ class LentOnOursTests(LentStreams, OnOurs): ...
 
 
 class KitTests(OnOurs):
-    @driven
-    async def test_a_block_is_not_used_again_before_the_work_on_it_is_done(self, net: Net) -> None:
-        seen: list[str] = []
-
-        def finish(work: Future[None]) -> None:
-            seen.append("done")
-            work.set_result(None)
-
-        def toil() -> None:
-            first = KIT.block()
-            work: Future[None] = Future()
-            KIT.hold(work)
-            threading.Timer(0.05, finish, [work]).start()
-            for _ in range(2):
-                assert KIT.block() is not first
-            assert KIT.block() is first
-            seen.append("again")
-
-        await net.in_thread(toil)
-        assert seen == ["done", "again"]
-
     @driven
     async def test_the_pipe_of_a_thread_stays_until_it_is_closed(self, net: Net) -> None:
         def toil() -> None:

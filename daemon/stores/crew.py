@@ -20,7 +20,6 @@ import os
 import select
 import selectors
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -50,6 +49,7 @@ SLICE = 8 << 20  # bytes of one stream before it is another's turn
 BLOCK = 1 << 19  # bytes of one read into memory
 PIPE = 1 << 20  # bytes of one splice
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+SPLICES = hasattr(os, "splice")
 REST = 0.002  # seconds a thread waits for its socket before it is parked, if nobody else waits
 
 # Trouble that others may end: a sink that is patient is asked again for a while.
@@ -65,25 +65,11 @@ class Pause(Enum):
 
 
 class Kit(threading.local):
-    """What a thread works with: blocks of memory in turns, and a pipe once it is asked for."""
+    """What a thread works with: a block of memory, and a pipe once it is asked for."""
 
     def __init__(self) -> None:
-        self.blocks: deque[tuple[memoryview, list[Future[Any]]]] = deque(
-            (memoryview(bytearray(BLOCK)), []) for _ in range(3)
-        )
+        self.block = memoryview(bytearray(BLOCK))
         self._pipe: tuple[int, int] | None = None
-
-    def block(self) -> memoryview:
-        """Memory that nobody else works on until two more were asked for."""
-        block, works = self.blocks[0]
-        while works:
-            works.pop().exception()  # whoever gave the work out hears of what it raised
-        self.blocks.rotate(-1)
-        return block
-
-    def hold(self, work: Future[Any]) -> None:
-        """The latest block is needed until `work` is done."""
-        self.blocks[-1][1].append(work)
 
     def pipe(self) -> tuple[int, int]:
         """Its reading and its writing end, neither of which blocks. Raises OSError."""
@@ -313,11 +299,24 @@ class Hands(ThreadPoolExecutor):
     def __init__(self, crew: Crew, size: int, name: str) -> None:
         super().__init__(size, name)
         self._crew = crew
+        self._tasks = 0  # given out and not done
+        self._lock = threading.Lock()
 
     @property
     def free(self) -> bool:
         """There is a core for them; else what could be handed over is done sooner by oneself."""
-        return self._crew.toiling < CORES
+        return self._crew.toiling + self._tasks <= CORES
+
+    def submit(self, task: Callable[..., _T], /, *args: Any, **named: Any) -> Future[_T]:
+        with self._lock:
+            self._tasks += 1
+        future = super().submit(task, *args, **named)
+        future.add_done_callback(self._done)
+        return future
+
+    def _done(self, _: Future[Any]) -> None:
+        with self._lock:
+            self._tasks -= 1
 
 
 @define(eq=False, repr=False)
@@ -341,11 +340,11 @@ class Lent:
         return length if self.most is None else min(length, self.most - self.size)
 
     def read(self, length: int = BLOCK) -> memoryview:
-        """Some bytes, in a block of this thread's Kit; none: it is over.
+        """Some bytes, in the block of this thread's Kit; none: it is over.
 
         Raises BlockingIOError when nothing is here.
         """
-        block = KIT.block()[: self.room(min(length, BLOCK))]
+        block = KIT.block[: self.room(min(length, BLOCK))]
         return block[: self._took(self.loan.socket.recv_into, block)]
 
     def splice(self, pipe: int, length: int) -> int:

@@ -18,7 +18,6 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import Executor
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -98,7 +97,7 @@ class Depot(Service):
     syncs: Durations = field(factory=Durations, init=False)
     _kept: int = field(default=0, init=False)  # files that came in, and deliveries that went out
     _delivered: int = field(default=0, init=False)
-    hashers: Executor = field(init=False)
+    hashers: Hands = field(init=False)
     completed: Completed = field(init=False)
     _shelves: dict[str, Shelf] = field(factory=dict, init=False)
     _drafts: dict[str, Draft] = field(factory=dict, init=False)
@@ -334,8 +333,8 @@ class Depot(Service):
         except OSError as error:
             raise StoreError(files.plain(error)) from None
         charge = None if size else partial(self.stock.add, box, limits=allowance)
-        most, free = allowance.file, allowance.free
-        return Upload(path, self.hashers, charge, most, free, syncs=self.syncs)
+        most, free = allowance.file or None, allowance.free
+        return Upload(path, self.hashers, charge, most or None, free, syncs=self.syncs)
 
     async def _enter(self, incoming: Incoming, laid: Deferred[Laid], parked: bool) -> Shelved:
         shelf = self._shelf(incoming.box)

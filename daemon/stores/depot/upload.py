@@ -9,7 +9,6 @@ import errno
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,8 +16,8 @@ from attrs import define, field, frozen
 
 from daemon.measures import Durations
 from daemon.stores import files
-from daemon.stores.crew import Sink
-from daemon.stores.landing.series import Sum
+from daemon.stores.crew import KIT, PIPE, SLICE, SPLICES, Hands, Lent, Sink
+from daemon.stores.sums import STRETCH, Sums
 
 AHEAD = 1 << 16  # bytes of an upload that may wait for the disk, where the reactor reads them
 
@@ -47,16 +46,16 @@ class Upload(Sink[Laid]):
 
     charge: told of bytes before they are written, raises OSError when there is no room for them;
     None: the room was promised before; charged: those. dropped: called when nothing of it is left,
-    because it failed or was aborted. most, free: bytes the file may have (0: any number), and
+    because it failed or was aborted. most, free: bytes the file may have (None: any number), and
     those that stay free on its disk. size: bytes so far, for anybody to look at.
     """
 
     WRITE_BACK: ClassVar[int] = 8 << 20  # bytes; what the sync at the end has left is less
 
     path: Path
-    hashers: Executor
+    hashers: Hands | None
     charge: Callable[[int], None] | None = None
-    most: int = 0
+    most: int | None = None
     free: int = 0
     size: int = 0
     dropped: Callable[[], object] = bool
@@ -65,35 +64,74 @@ class Upload(Sink[Laid]):
     synced: int = field(init=False)
     _descriptor: int = field(default=-1, init=False)
     _begun: int = field(default=0, init=False)  # bytes the drive was told to begin with
-    _sum: Sum | None = field(init=False)  # of all so far; None: it has to be read for that
+    _sums: Sums = field(init=False)
+    _summed: int = field(default=0, init=False)  # bytes that are in them, or on their way there
 
     def __attrs_post_init__(self) -> None:
         self.synced = self._begun = self.size
-        self._sum = None if self.size else Sum(self.hashers)
+        self._sums = Sums(self.hashers)
 
     def write(self, chunks: Sequence[bytes | memoryview]) -> None:
         self._open()
         for chunk in chunks:
-            if self.most and self.size + len(chunk) > self.most:
-                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(self.path))
-            if self.charge is not None:
-                self.charge(len(chunk))
-                self.charged += len(chunk)
+            self._admit(len(chunk))
             files.write_all(self._descriptor, chunk)
-            if self._sum is not None:
-                self._sum.update(chunk)
             self.size += len(chunk)
+        self._look_ahead()
+
+    def pull(self, lent: Lent, most: int) -> None:
+        if not SPLICES:
+            super().pull(lent, most)
+            return
+        self._open()
+        until = lent.size + most
+        try:
+            while lent.size < until and self._splice(lent):
+                pass
+        finally:
+            self._look_ahead()
+
+    def _splice(self, lent: Lent) -> int:
+        """Move what is there by way of this thread's pipe; the bytes, 0 at the end."""
+        drain, pipe = KIT.pipe()
+        count = left = lent.splice(pipe, PIPE)
+        try:
+            self._admit(count)
+            while left:
+                taken = os.splice(drain, self._descriptor, left, flags=os.SPLICE_F_MOVE)
+                left -= taken
+                self.size += taken
+        finally:
+            while left:  # it failed: nothing of it may stay for another file
+                left -= len(os.read(drain, left))
+        return count
+
+    def _admit(self, count: int) -> None:
+        if self.most is not None and self.size + count > self.most:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(self.path))
+        if self.charge is not None:
+            self.charge(count)
+            self.charged += count
+
+    def _look_ahead(self) -> None:
+        """Have what came hashed, and the drive begin with it."""
+        if self.size - self._summed >= STRETCH:
+            self._sum_up(min(self.size, self._summed + 2 * SLICE))
         if (ahead := self.size - self._begun) >= self.WRITE_BACK:
             files.begin_write_back(self._descriptor, self._begun, ahead)
             self._begun = self.size
             files.check_free(self._descriptor, self.free)
 
+    def _sum_up(self, size: int) -> None:
+        """Have it hashed so far; what was there before this connection is caught up on."""
+        self._sums.follow(self._descriptor, self._summed, size)
+        self._summed = size
+
     def commit(self) -> Laid:
+        self._open()
+        self._sum_up(self.size)
         self.sync()
-        if self._sum is not None:
-            return Laid(self.path, self.size, self._sum.hexdigest())
-        with self.path.open("rb") as file:
-            return Laid(self.path, self.size, hashlib.file_digest(file, "sha256").hexdigest())
+        return Laid(self.path, self.size, self._sums.hexdigest())
 
     def fail(self) -> int:
         self.abort()
@@ -126,9 +164,10 @@ class Upload(Sink[Laid]):
         if self.path.exists():
             os.truncate(self.path, size)
         self.size, self.synced, self._begun = size, min(self.synced, size), size
-        self._sum = None if size else Sum(self.hashers)
+        self._sums, self._summed = Sums(self.hashers), 0
 
     def close(self) -> None:
+        self._sums.let_go()
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
@@ -164,17 +203,28 @@ class Share(Sink[Shared]):
 
     def __attrs_post_init__(self) -> None:
         self._start = self.upload.size
+        self.upload.most = self.whole
         if self.checksum is not None:
             self._check = hashlib.new(self.checksum[0])
 
     def write(self, chunks: Sequence[bytes | memoryview]) -> None:
-        if self.upload.size + sum(map(len, chunks)) > self.whole:
-            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(self.upload.path))
         self.upload.write(chunks)
         if self._check is not None:
             for chunk in chunks:
                 self._check.update(chunk)
-        elif self.upload.size - self.upload.synced >= self.CHECKPOINT:
+        self._look_back()
+
+    def pull(self, lent: Lent, most: int) -> None:
+        if self._check is not None:
+            super().pull(lent, most)
+            return
+        try:
+            self.upload.pull(lent, min(most, self.CHECKPOINT))
+        finally:
+            self._look_back()
+
+    def _look_back(self) -> None:
+        if self._check is None and self.upload.size - self.upload.synced >= self.CHECKPOINT:
             self.upload.checkpoint()
             self.told(self.upload.synced)
 

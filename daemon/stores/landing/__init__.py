@@ -225,7 +225,8 @@ class Landing(Service):
         if self._pulse is not None and self._pulse.active():
             self._pulse.cancel()
         self.ground.hands.shutdown()
-        self.ground.hashers.shutdown()
+        if self.ground.hashers is not None:
+            self.ground.hashers.shutdown()
         self.ground.close()
 
     def open(self, series: Series, source: Source, peer: str = "") -> Landed:

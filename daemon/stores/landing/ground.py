@@ -19,6 +19,7 @@ from attrs import define, field
 from daemon.measures import Durations
 from daemon.stores import files
 from daemon.stores.completed import FAILED, PENDING
+from daemon.stores.crew import Hands
 from daemon.stores.landing.manifest import SUFFIX, SUMS, Manifest
 from protocols.stores import Series
 
@@ -93,8 +94,8 @@ class Inline(Executor):
 class Ground:
     """What the series in `folder` share. Called by any thread; raises OSError.
 
-    now: seconds since the epoch. hands: sync and hash beside the threads that read. mark: called
-    with the name of a manifest and a descriptor of the folder before it is named there.
+    now: seconds since the epoch. hands, hashers: sync and hash beside the threads that read. mark:
+    called with the name of a manifest and a descriptor of the folder before it is named there.
     """
 
     RECOUNT: ClassVar[float] = 1.0  # seconds
@@ -102,7 +103,7 @@ class Ground:
     folder: Path
     now: Callable[[], float] = time.time
     hands: Executor = field(factory=Inline)
-    hashers: Executor = field(factory=Inline)
+    hashers: Hands | None = None
     mark: Callable[[str, int], None] = lambda name, folder: None
     syncs: Durations = field(factory=Durations, init=False)
     _lock: threading.RLock = field(factory=threading.RLock, init=False)

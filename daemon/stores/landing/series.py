@@ -5,68 +5,35 @@ than those that read on. Parts that fill within one turn are settled together: a
 each, MANY with one sync of the filesystem where that is as good (and then they are closed as they
 fill: descriptors stay few).
 
-Where no checksum is asked, bytes of a lent socket go to the part by splice(2): they are never
-copied to this process. Else they are hashed by other hands while the next ones are received.
+Bytes of a lent socket go to the part by splice(2): they are never copied to this process. Where a
+checksum is asked they are read back out of the page cache and hashed by other hands meanwhile, see
+`sums`; those of tiny parts are received and hashed as they come.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from attrs import define, field
 
 from daemon.stores import files
-from daemon.stores.crew import KIT, PIPE, Lent, Sink
+from daemon.stores.crew import KIT, PIPE, SPLICES, Lent, Sink
 from daemon.stores.landing.ground import DAMAGED, PARTIAL, Ground, Place, mark_damaged, rename
 from daemon.stores.landing.manifest import SUFFIX, Manifest, Piece
+from daemon.stores.sums import STRETCH, Sums
 from protocols.stores import Receipt, Series
 
 MANY = 32  # parts in a turn from which on one sync of the filesystem is cheaper
 MOST = 1024  # parts that wait to be settled
 BEHIND = 3  # turns whose parts are being settled while the stream is read on
 AHEAD = 8 << 20  # bytes of a part after which the drive is told to begin
-BESIDE = 1 << 15  # bytes from which on other hands hash them
-
-SPLICES = hasattr(os, "splice")
-
-
-@define(eq=False, repr=False)
-class Sum:
-    """A running sha256, worked out beside while there are hands; one piece of it at a time."""
-
-    hands: Executor
-    _sha: Any = field(factory=hashlib.sha256)
-    _work: Future[Any] | None = None
-
-    def update(self, data: bytes | memoryview) -> None:
-        """The data must stay as it is until `wait`; a block of the Kit does."""
-        self.wait()
-        if len(data) < BESIDE or not getattr(self.hands, "free", True):
-            self._sha.update(data)
-        else:
-            self._work = self.hands.submit(self._sha.update, data)
-            if isinstance(data, memoryview) and not data.readonly:
-                KIT.hold(self._work)
-
-    def wait(self) -> None:
-        work, self._work = self._work, None
-        if work is not None:
-            work.result()
-
-    def hexdigest(self) -> str:
-        self.wait()
-        return str(self._sha.hexdigest())
-
-    def copy(self) -> Sum:
-        self.wait()
-        return Sum(self.hands, self._sha.copy())
+TINY = 1 << 20  # bytes of a part that is not worth being read back for its sum
 
 
 @define(eq=False)
@@ -76,8 +43,9 @@ class Part:
     name: str
     descriptor: int
     began: float
-    sum: Sum | None = None
+    sum: str | None = None
     size: int = 0
+    summed: int = 0  # bytes that are in the sums, or on their way there
     begun: int = 0  # bytes that the drive has been told to begin with
     kept: bool = False  # it is synced and has its name
 
@@ -88,7 +56,10 @@ class Part:
 
     @property
     def piece(self) -> Piece:
-        return Piece(self.name, self.size, None if self.sum is None else self.sum.hexdigest())
+        return Piece(self.name, self.size, self.sum)
+
+    def prove(self, digest: str) -> None:
+        self.sum = digest
 
 
 @define(eq=False, repr=False)
@@ -110,13 +81,13 @@ class Parts(Sink[Receipt]):
     _all: list[Part] = field(factory=list, init=False)
     _settling: deque[Future[None]] = field(factory=deque, init=False)
     _rest: deque[memoryview] = field(factory=deque, init=False)  # what the disk did not take yet
-    _sum: Sum | None = field(default=None, init=False)
+    _sums: Sums | None = field(default=None, init=False)
     _unkept: OSError | None = field(default=None, init=False)  # why a full part is not durable
     published: bool = field(default=False, init=False)  # there is a manifest, durable
 
     def __attrs_post_init__(self) -> None:
         if self.series.checksum:
-            self._sum = Sum(self.ground.hashers)
+            self._sums = Sums(self.ground.hashers)
 
     def write(self, chunks: Sequence[bytes | memoryview]) -> None:
         self._rest.extend(map(memoryview, chunks))
@@ -133,7 +104,7 @@ class Parts(Sink[Receipt]):
             if self._place is not None:
                 self.ground.admit(self._place, 0, self.series)
             until = lent.size + most
-            if self._sum is None and SPLICES:
+            if SPLICES and not self._in_hand:
                 while lent.size < until and self._splice(lent):
                     pass
             else:
@@ -148,8 +119,8 @@ class Parts(Sink[Receipt]):
         if self._part is not None:
             self._fill()
         self._hand_over()
+        digest = None if self._sums is None else self._sums.hexdigest()
         self._settled(0)
-        digest = None if self._sum is None else self._sum.hexdigest()
         if self._place is not None:
             self.ground.publish(self._manifest(outcome, digest), self._place)
             self.published = True
@@ -171,7 +142,8 @@ class Parts(Sink[Receipt]):
             self._hand_over()
         with suppress(OSError):
             self._settled(0)
-        kept = sum(part.size for part in self._all if part.kept)
+        self._let_go()
+        kept = sum(part.size for part in self._all if part.kept and self._proved(part))
         try:
             if kept:
                 self._publish_what_is_kept(place)
@@ -189,6 +161,7 @@ class Parts(Sink[Receipt]):
             return
         with suppress(OSError):
             self._settled(0)
+        self._let_go()
         for part in self._all:
             part.release()
             for made in (part.name, part.name + PARTIAL):
@@ -210,9 +183,17 @@ class Parts(Sink[Receipt]):
 
     def _end_turn(self) -> None:
         self._hand_over()
-        if self.resting and self._part is not None:
-            self._part.release()
+        part = self._part
+        if part is not None and (self.resting or part.size - part.summed >= STRETCH):
+            self._sum_up(part)
+        if part is not None and self.resting:
+            self._let_go()
+            part.release()
         self._settled(BEHIND)
+
+    def _let_go(self) -> None:
+        if self._sums is not None:
+            self._sums.let_go()
 
     # Bytes.
 
@@ -271,13 +252,12 @@ class Parts(Sink[Receipt]):
         return part
 
     def _took(self, part: Part, count: int, data: memoryview | None = None) -> None:
-        """data: to be hashed; what is not in the part is not in its sum."""
+        """data: in hand, if it is; what is not in the part is not in its sum."""
         part.size += count
         self._size += count
-        if self._sum is not None and data is not None:
-            self._sum.update(data)
-            if part.sum is not None:
-                part.sum.update(data)
+        if self._sums is not None and data is not None and self._in_hand:
+            self._sums.update(data)
+            part.summed = part.size
         if self.series.quota:
             self.ground.stored(count)
         if part.size == self.series.max_part:
@@ -285,6 +265,21 @@ class Parts(Sink[Receipt]):
         elif part.size - part.begun >= AHEAD:
             files.begin_write_back(part.descriptor, part.begun, part.size - part.begun)
             part.begun = part.size
+
+    @property
+    def _in_hand(self) -> bool:
+        """Bytes are hashed before they are forgotten, not read back."""
+        return self._sums is not None and self.series.max_part < TINY
+
+    def _proved(self, part: Part) -> bool:
+        return self._sums is None or part.sum is not None
+
+    def _sum_up(self, part: Part) -> None:
+        """What is in the part is to be in its sum."""
+        if self._sums is not None and part.size > part.summed:
+            with blamed(part):
+                self._sums.follow(part.descriptor, part.summed, part.size)
+            part.summed = part.size
 
     # Parts.
 
@@ -296,8 +291,6 @@ class Parts(Sink[Receipt]):
                 files.write_all(paper, self._manifest("open", None).to_json())
         name = f"{self.stem}_parte_{len(self._all) + 1:06d}.bin"
         part = Part(name, files.open_new(name + PARTIAL, place.descriptor), self.ground.now())
-        if self._sum is not None and self._all:  # the first one's is that of the whole until then
-            part.sum = Sum(self.ground.hashers)
         self._all.append(part)
         self._part = part
         return part
@@ -305,7 +298,7 @@ class Parts(Sink[Receipt]):
     def _open(self, part: Part, place: Place) -> None:
         """It rested. An error that write-back met meanwhile is told to this descriptor."""
         with blamed(part):
-            flags = os.O_WRONLY | os.O_CLOEXEC
+            flags = os.O_RDWR | os.O_CLOEXEC
             part.descriptor = os.open(part.name + PARTIAL, flags, dir_fd=place.descriptor)
             os.lseek(part.descriptor, part.size, os.SEEK_SET)
 
@@ -317,9 +310,10 @@ class Parts(Sink[Receipt]):
         if part.descriptor < 0:
             self._open(part, self._place)
         self._part = None
-        if self._sum is not None and part.sum is None:
-            part.sum = self._sum.copy()
         self._full.append(part)
+        self._sum_up(part)
+        if self._sums is not None:
+            self._sums.cut(part.prove)
         waiting = len(self._full)
         if waiting < MANY:
             return
@@ -364,9 +358,10 @@ class Parts(Sink[Receipt]):
 
     def _publish_what_is_kept(self, place: Place) -> None:
         """Raises OSError when not even the names are durable."""
-        all_kept = self._sum is not None and all(part.kept for part in self._all)
-        digest = self._sum.hexdigest() if self._sum is not None and all_kept else None
         try:
+            digest = None
+            if self._sums is not None and all(part.kept for part in self._all):
+                digest = self._sums.hexdigest()
             self.ground.publish(self._manifest("failed", digest), place)
             self.published = True
         except OSError:  # the next start writes it
