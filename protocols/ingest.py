@@ -19,6 +19,8 @@ A peer that sent nothing gets no line from `idle` and `stopping`: we never speak
 RECEIPT = off
     Nothing is ever sent. Our FIN means that all is kept; every error, also a killed daemon,
     resets the peer.
+    WAIT_FOR_DISK = off: our FIN means that all is written. It outlives the daemon from then on, a
+    power cut as soon as it is synced, which is begun at once; an error after our FIN is logged.
 
 Past its first LENT bytes a stream is read by a thread, straight from its socket (not so under TLS
 or a PROXY header); the reactor hears how it ended.
@@ -61,6 +63,9 @@ class Options:
     max_file_size: int = option(64 << 20, partial(size, least=1), "most bytes of one file")
     file_prefix: str = option("data", file_prefix, "how the names of the files begin")
     receipt: bool = option(True, flag, "answer a whole stream with OK, bytes, checksum and parts")
+    wait_for_disk: bool = option(
+        True, flag, "with RECEIPT = off, too, the end of a stream is answered once it is durable"
+    )
     checksum: str = option("sha256", choice("sha256", "none"), "what the receipt proves it by")
     idle_timeout: float = option(0.0, duration, "seconds of silence that end a stream; 0: none do")
     buffer_size: int = option(
@@ -90,6 +95,7 @@ class Options:
             self.quota,
             self.quota_policy == "oldest",
             self.buffer_size,
+            self.receipt or self.wait_for_disk,
         )
 
 

@@ -88,7 +88,7 @@ class Series:
     checksum: whether receipt and manifest carry sha256 sums. rotate: seconds after which a part
     is closed, however short; 0: none is. free: bytes that stay free on the disk. quota: bytes the
     folder may hold, 0: any number; oldest: whole series make room then, the oldest first. read:
-    most bytes of one read.
+    most bytes of one read. durable: `commit` waits for the disk; else until all is written.
     """
 
     prefix: str
@@ -99,11 +99,12 @@ class Series:
     quota: int = 0
     oldest: bool = False
     read: int = 1 << 20
+    durable: bool = True
 
 
 @frozen
 class Receipt:
-    """A stream is durable: its bytes, the hex sha256 of them (or None), and in how many parts."""
+    """A stream is kept: its bytes, the hex sha256 of them (or None), and in how many parts."""
 
     size: int
     sha256: str | None

@@ -281,7 +281,7 @@ class PeerTests(SynchronousTestCase):
         for make, kept in (
             (ingest.ours, set()),
             (ingest.receipt, {"CHECKSUM = none"}),
-            (ingest.plain, {"CHECKSUM = none", "RECEIPT = off"}),
+            (ingest.plain, {"CHECKSUM = none", "RECEIPT = off", "WAIT_FOR_DISK = off"}),
         ):
             launch = make(workshop()).launch(self.folder, 12345)
             text = (self.folder / "config.cfg").read_text()

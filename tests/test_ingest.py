@@ -529,6 +529,14 @@ class WithoutReceiptTests(IngestCase):
             assert ana.transport.reset
             self.is_gone(ana, "drained")
 
+    def test_whether_the_disk_is_waited_for_is_asked_for_and_goes_without_saying_for_ok(
+        self,
+    ) -> None:
+        for wait in (True, False):
+            self.peer(b"abc", wait_for_disk=wait)
+            assert self.intake.series.durable is wait
+        assert Options(receipt=True, wait_for_disk=False).series.durable
+
     def test_with_receipts_nothing_is_asked_of_the_kernel(self) -> None:
         assert IngestCase.peer(self, b"abc").connection.transport is not None
         house = self.house()
@@ -573,7 +581,7 @@ class OptionsTests(SynchronousTestCase):
                 self.read(key, text)
 
     def test_the_defaults_are_those_of_the_documentation(self) -> None:
-        assert Options() == Options(64 << 20, "data", True, "sha256", 0.0, 1 << 20)
+        assert Options() == Options(64 << 20, "data", True, True, "sha256", 0.0, 1 << 20)
         assert SPEC.ports[0].number == 8080
         assert SPEC.stores == {"landing"}
         assert SPEC.also_default

@@ -12,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from itertools import count
@@ -858,6 +859,134 @@ class WholeTests(LandingTests):
 
     def marks(self) -> list[Path]:
         return list(self.folder.glob("*.pending"))
+
+
+class WrittenTests(LandingTests):
+    """Series(durable=False): whoever sends does not wait for the disk."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.disk = threading.Event()
+        self.addCleanup(self.disk.set)
+        sync = files.sync_data
+
+        def sync_data(descriptor: int) -> None:
+            assert self.disk.wait(5)
+            sync(descriptor)
+
+        self.patch(files, "sync_data", sync_data)
+
+    def sent(self, landing: Landing, size: int = 250_000) -> Landed:
+        self.source = Feeder()
+        intake = landing.open(Series("data", 100_000, durable=False), self.source)
+        intake.write(bytes(size))
+        return intake
+
+    def behind(self, landing: Landing) -> int:
+        (found,) = (m for m in landing.measures() if m.name == "ingest_unsynced_streams")
+        assert isinstance(found.value, int)
+        return found.value
+
+    async def test_its_end_waits_until_all_is_written_and_the_rest_follows(self) -> None:
+        landing = await self.start()
+        assert await self.kept(self.sent(landing)) == Receipt(250_000, None, 3)
+        written = sorted(path.stat().st_size for path in self.folder.glob("*_parte_*.partial"))
+        assert written == [50_000, 100_000, 100_000]
+        assert (self.behind(landing), landing.streams) == (1, 0)
+        self.disk.set()
+        await self.crew.idle()
+        assert (self.behind(landing), landing.streams) == (0, 1)
+        (manifest,) = self.manifests()
+        assert (manifest.size, manifest.complete) == (250_000, True)
+        assert manifest.sha256 == hashlib.sha256(bytes(250_000)).hexdigest()
+        assert self.papers() == {"json", "sha256"}
+
+    async def test_no_crew_waits_for_the_disk_however_many_there_are(self) -> None:
+        landing = await self.start()
+        for _ in range(2 * Crew.SIZE):
+            await self.kept(self.sent(landing))
+        assert self.behind(landing) == 2 * Crew.SIZE
+        self.disk.set()
+        await self.crew.idle()
+        assert landing.streams == 2 * Crew.SIZE
+
+    async def test_so_many_and_no_more_may_be_behind(self) -> None:
+        self.patch(Landing, "BEHIND", 1)
+        landing = await self.start()
+        await self.kept(self.sent(landing))
+        second: Deferred[Receipt] = self.sent(landing).commit()
+        await deferLater(reactor, 0.1)
+        assert not second.called
+        self.disk.set()
+        assert await second == Receipt(250_000, hashlib.sha256(bytes(250_000)).hexdigest(), 3)
+
+    async def test_a_part_is_not_begun_with_early(self) -> None:
+        self.patch(series, "AHEAD", 1000)
+        self.patch(files, "begin_write_back", lambda *about: self.fail(f"{about}"))
+        self.disk.set()
+        await self.kept(self.sent(await self.start()))
+
+    async def test_a_stop_waits_for_what_is_behind(self) -> None:
+        landing = await self.start()
+        await self.kept(self.sent(landing))
+        stopped = Deferred.fromCoroutine(self._stop())
+        await deferLater(reactor, 0.1)
+        assert not stopped.called
+        self.disk.set()
+        await stopped
+        assert [manifest.complete for manifest in self.manifests()] == [True]
+
+    async def test_a_disk_that_fails_afterwards_is_told_to_the_log(self) -> None:
+        landing = await self.start()
+
+        def sync_data(descriptor: int) -> None:
+            assert self.disk.wait(5)
+            raise OSError(errno.EIO, "no such sector")
+
+        self.patch(files, "sync_data", sync_data)
+        await self.kept(self.sent(landing))
+        with capturedLogs() as events:
+            self.disk.set()
+            await self.crew.idle()
+        told = [str(formatEvent(event)) for event in events]
+        assert told[0].startswith("storing failed: [Errno 5] no such sector")
+        assert re.fullmatch(
+            r"data_\d{14}_[a-z2-7]{8}, which nobody waited for: 0 of 250000 bytes kept", told[1]
+        )
+        assert self.source.told == []
+        assert len(list(self.folder.glob("*.damaged"))) == 3
+        assert self.behind(landing) == 0
+
+    async def test_a_mistake_of_ours_is_no_less_told(self) -> None:
+        landing = await self.start()
+
+        def stumble(*about: object) -> None:
+            raise ZeroDivisionError
+
+        self.patch(Ground, "publish", stumble)
+        self.disk.set()
+        with capturedLogs() as events:
+            await self.kept(self.sent(landing))
+            await self.crew.idle()
+        assert [event["event"] for event in events] == ["store.broken", "ingest.late"]
+        assert len(self.flushLoggedErrors(ZeroDivisionError)) == 1
+        assert self.behind(landing) == 0
+
+    async def test_a_disk_that_takes_not_all_of_it_fails_its_end(self) -> None:
+        landing = await self.start()
+        write: Callable[[int, memoryview], int] = os.write
+
+        def broken(descriptor: int, data: memoryview) -> int:
+            if "_parte_" in os.readlink(f"/dev/fd/{descriptor}"):
+                raise OSError(errno.EIO, "no such sector")
+            return write(descriptor, data)
+
+        self.disk.set()
+        self.patch(os, "write", broken)
+        with pytest.raises(StoreError, match="disk error"):
+            await self.kept(self.sent(landing))
+        assert self.source.told == []
+        assert self.behind(landing) == 0
 
 
 class StartTests(LandingTests):

@@ -288,6 +288,23 @@ class KillTests(ProcessCase):
         lines = (daemon.data / "logfile.log").read_text().splitlines()
         assert [json.loads(line)["seq"] for line in lines] == [seq for seq, _, _ in rows]
 
+    def test_a_stream_nobody_waited_for_survives_a_kill_at_the_same_moment(self) -> None:
+        daemon = self.daemon()
+        daemon.configure(ingest="RECEIPT = off\nWAIT_FOR_DISK = off\nMAX_FILE_SIZE = 1 MiB")
+        daemon.start()
+        sent = []
+        for _ in range(2):
+            data = os.urandom(5_000_000)
+            assert daemon.ask(8080, data) == b""
+            daemon.kill()
+            sent.append(hashlib.sha256(data).digest())
+        assert daemon.stop() == 0
+        series: dict[str, bytes] = {}
+        for path in sorted((daemon.data / "ingest").glob("*_parte_*.bin")):
+            stem = path.name.partition("_parte_")[0]
+            series[stem] = series.get(stem, b"") + path.read_bytes()
+        assert sorted(hashlib.sha256(data).digest() for data in series.values()) == sorted(sent)
+
     def test_a_killed_daemon_resets_a_receiver_instead_of_seeming_to_have_finished(self) -> None:
         daemon = self.daemon().start()
         with daemon.connect(5011) as waiting, daemon.connect(5011) as sender:

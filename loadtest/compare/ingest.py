@@ -232,8 +232,9 @@ def receipt(workshop: Workshop) -> Peer:
 
 
 def plain(workshop: Workshop) -> Peer:
-    settings = {"CHECKSUM": "none", "RECEIPT": "off"}
-    return roundhouse("ingest", name=PLAIN, about="no checksum, no receipt", settings=settings)
+    settings = {"CHECKSUM": "none", "RECEIPT": "off", "WAIT_FOR_DISK": "off"}
+    about = "no checksum, no receipt, synced behind its end"
+    return roundhouse("ingest", name=PLAIN, about=about, settings=settings)
 
 
 def go(workshop: Workshop) -> Peer:

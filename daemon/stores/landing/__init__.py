@@ -8,7 +8,8 @@ On disk, in one folder
     .journal-<unique>   small streams whose files are not synced yet: `journal`
 Order: a part is synced, then renamed; then the manifest; the folder is synced; only then is there
 a receipt. For a small stream the journal is synced before its receipt; its part is there then,
-its manifest as soon as nothing else is to do.
+its manifest as soon as nothing else is to do. Where nobody waits for the disk (`Series.durable`)
+the end comes when all is written, and the same order follows behind it, in threads of its own.
 
 A stream that rests keeps nothing in memory: what it sent goes to its part after a second or two.
 """
@@ -18,16 +19,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from attrs import define, field
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
 
 from daemon.measures import Measure
 from daemon.stores import files
@@ -41,6 +45,7 @@ from daemon.stores.landing.series import Parts
 from protocols.stores import Receipt, Series, Source, StoreError
 
 log = Logger()
+_T = TypeVar("_T")
 
 SMALL = 64 << 10  # bytes of a stream that is journalled if it ends before it is lent
 
@@ -95,7 +100,9 @@ class Landed:
             small = Small(self.series, self.peer, self.opened, outcome, data)
             return self.landing.journal.add(small)
         assert self._parts is not None
-        return self._intake.commit(partial(self._parts.commit, outcome)).addCallback(self._kept)
+        if self.series.durable or self.landing.behind >= self.landing.BEHIND:
+            return self._intake.commit(partial(self._parts.commit, outcome)).addCallback(self._kept)
+        return self._intake.commit(self._parts.written).addCallback(self._written, outcome)
 
     def abort(self) -> None:
         self.landing.over(self)
@@ -149,6 +156,38 @@ class Landed:
         self.landing.stored += receipt.size
         return receipt
 
+    def _written(self, receipt: Receipt, outcome: str) -> Receipt:
+        Deferred.fromCoroutine(self._settle(outcome))
+        return receipt
+
+    async def _settle(self, outcome: str) -> None:
+        """Nobody waits any more: what is left is done where it is in nobody's way."""
+        landing, parts = self.landing, self._parts
+        assert parts is not None
+        landing.crew.begin()
+        landing.behind += 1
+        try:
+            self._kept(await landing.at_leisure(parts.commit, outcome))
+        except Exception as error:  # whatever it is: nobody else would hear of it
+            if isinstance(error, OSError):
+                landing.crew.complain(error)
+            else:
+                log.failure("storing failed", event="store.broken")
+            stored = 0
+            with suppress(Exception):  # then nothing counts
+                stored = await landing.at_leisure(parts.fail)
+            log.error(
+                "{series}, which nobody waited for: {stored} of {size} bytes kept",
+                event="ingest.late",
+                series=parts.stem,
+                stored=stored,
+                size=self.size,
+            )
+        finally:
+            self._ended()
+            landing.behind -= 1
+            landing.crew.end()
+
     def _ended(self) -> None:
         """Its intake is over; one that broke is asked for nothing any more."""
         assert self._parts is not None
@@ -162,12 +201,15 @@ class Landing(Service):
     """`protocols.stores.Landing` in `folder`. now: seconds since the epoch, for the names.
 
     held: bytes in memory of small streams that are still coming; HELD of them at most, in all.
+    behind: streams that are written and not durable yet, and that nobody waits for; of more than
+    BEHIND the next one is waited for.
     """
 
     TINY: ClassVar[int] = 4096  # a turn of the crew lays down about that many parts at most
     HELD: ClassVar[int] = 32 << 20
     BEAT: ClassVar[float] = 1.0  # seconds
     HANDS: ClassVar[int] = 4
+    BEHIND: ClassVar[int] = 64  # streams
 
     service: ClassVar[str] = "ingest"
 
@@ -177,6 +219,8 @@ class Landing(Service):
     held: int = field(default=0, init=False)
     streams: int = field(default=0, init=False)  # acknowledged, small ones aside; and their bytes
     stored: int = field(default=0, init=False)
+    behind: int = field(default=0, init=False)
+    _late: ThreadPool = field(init=False)
     ground: Ground = field(init=False)
     journal: Journal = field(init=False)
     completed: Completed = field(init=False)
@@ -197,6 +241,9 @@ class Landing(Service):
         super().startService()
         self.ground.hands = ThreadPoolExecutor(self.HANDS, "landing")
         self.ground.hashers = Hands(self.crew, self.HANDS, "hashing")
+        self.ground.late = ThreadPoolExecutor(1, "landing-late")
+        self._late = ThreadPool(0, 1, "landing-end")
+        self._late.start()
         try:
             left = self._recover()
         except OSError as error:
@@ -225,6 +272,8 @@ class Landing(Service):
         if self._pulse is not None and self._pulse.active():
             self._pulse.cancel()
         self.ground.hands.shutdown()
+        self._late.stop()
+        self.ground.late.shutdown()
         if self.ground.hashers is not None:
             self.ground.hashers.shutdown()
         self.ground.close()
@@ -238,6 +287,10 @@ class Landing(Service):
 
     def over(self, landed: Landed) -> None:
         self._open.discard(landed)
+
+    def at_leisure(self, task: Callable[..., _T], *args: Any) -> Deferred[_T]:
+        """Run what nobody waits for in a thread, one after the other."""
+        return deferToThreadPool(self.crew.reactor, self._late, task, *args)
 
     def on_complete(self, command: Sequence[str]) -> None:
         self.completed.use(command)
@@ -256,6 +309,11 @@ class Landing(Service):
         yield Measure("ingest_held_bytes", "Bytes of small streams in memory.", self.held)
         yield Measure(
             "ingest_waiting_streams", "Small streams that wait for the journal.", journal.waiting
+        )
+        yield Measure(
+            "ingest_unsynced_streams",
+            "Streams that are written and not durable yet, and whose peers do not wait for that.",
+            self.behind,
         )
         yield Measure("ingest_sync_seconds", "How long a sync took.", self.ground.syncs)
 

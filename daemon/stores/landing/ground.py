@@ -94,8 +94,9 @@ class Inline(Executor):
 class Ground:
     """What the series in `folder` share. Called by any thread; raises OSError.
 
-    now: seconds since the epoch. hands, hashers: sync and hash beside the threads that read. mark:
-    called with the name of a manifest and a descriptor of the folder before it is named there.
+    now: seconds since the epoch. hands, hashers: sync and hash beside the threads that read; late:
+    sync what nobody waits for. mark: called with the name of a manifest and a descriptor of the
+    folder before it is named there.
     """
 
     RECOUNT: ClassVar[float] = 1.0  # seconds
@@ -103,6 +104,7 @@ class Ground:
     folder: Path
     now: Callable[[], float] = time.time
     hands: Executor = field(factory=Inline)
+    late: Executor = field(factory=Inline)
     hashers: Hands | None = None
     mark: Callable[[str, int], None] = lambda name, folder: None
     syncs: Durations = field(factory=Durations, init=False)

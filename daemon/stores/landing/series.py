@@ -32,6 +32,7 @@ from protocols.stores import Receipt, Series
 MANY = 32  # parts in a turn from which on one sync of the filesystem is cheaper
 MOST = 1024  # parts that wait to be settled
 BEHIND = 3  # turns whose parts are being settled while the stream is read on
+FAR = 8  # the same where nobody waits for the disk
 AHEAD = 8 << 20  # bytes of a part after which the drive is told to begin
 TINY = 1 << 20  # bytes of a part that is not worth being read back for its sum
 
@@ -114,11 +115,16 @@ class Parts(Sink[Receipt]):
         finally:
             self._end_turn()
 
-    def commit(self, outcome: str = "whole") -> Receipt:
+    def written(self) -> Receipt:
+        """All of it is in files, and outlives this process. `commit` is still to be called."""
         self._flush()
         if self._part is not None:
             self._fill()
         self._hand_over()
+        return Receipt(self._size, None, len(self._all))
+
+    def commit(self, outcome: str = "whole") -> Receipt:
+        self.written()
         digest = None if self._sums is None else self._sums.hexdigest()
         self._settled(0)
         if self._place is not None:
@@ -189,7 +195,7 @@ class Parts(Sink[Receipt]):
         if part is not None and self.resting:
             self._let_go()
             part.release()
-        self._settled(BEHIND)
+        self._settled(self._behind)
 
     def _let_go(self) -> None:
         if self._sums is not None:
@@ -262,7 +268,7 @@ class Parts(Sink[Receipt]):
             self.ground.stored(count)
         if part.size == self.series.max_part:
             self._fill()
-        elif part.size - part.begun >= AHEAD:
+        elif part.size - part.begun >= AHEAD and self.series.durable:
             files.begin_write_back(part.descriptor, part.begun, part.size - part.begun)
             part.begun = part.size
 
@@ -332,8 +338,13 @@ class Parts(Sink[Receipt]):
         if self._full:
             assert self._place is not None
             full, self._full = self._full, []
-            self._settling.append(self.ground.hands.submit(settle, full, self._place))
-            self._settled(BEHIND)
+            hands = self.ground.hands if self.series.durable else self.ground.late
+            self._settling.append(hands.submit(settle, full, self._place))
+            self._settled(self._behind)
+
+    @property
+    def _behind(self) -> int:
+        return BEHIND if self.series.durable else FAR
 
     def _settled(self, most: int) -> None:
         """Wait until no more than `most` turns are being settled.
