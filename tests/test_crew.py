@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import sys
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -15,9 +17,9 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.python.failure import Failure
-from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 
-from daemon.stores.crew import Crew, QueuedIntake, Sink
+from daemon.stores.crew import NICE, Crew, Hands, QueuedIntake, Sink, stand_back
 from protocols.stores import StoreError
 
 
@@ -366,3 +368,43 @@ class CrewTests(TestCase):
 
     async def test_an_idle_crew_stops_at_once(self) -> None:
         await self.stop()
+
+
+class PriorityTests(TestCase):
+    """Threads of bulk bytes let the reactor go first."""
+
+    def setUp(self) -> None:
+        if sys.platform != "linux":
+            raise SkipTest("a thread has no priority of its own here")
+        self.usual = priority(os.getpid())
+
+    async def test_who_works_on_a_socket_or_hashes_stands_back_and_nobody_else(self) -> None:
+        crew = Crew(reactor)
+        crew.startService()
+        hands = Hands(crew, 1, "hashing")
+        self.addCleanup(hands.shutdown)
+        assert await crew.pursue(priority, 0).done == self.usual + NICE
+        assert hands.submit(priority).result(5) == self.usual + NICE
+        assert await crew.work(priority) == self.usual
+        assert priority(os.getpid()) == self.usual
+        await crew.stopService()
+
+    def test_one_that_stands_at_the_end_already_stays_there(self) -> None:
+        asked: list[int] = []
+        self.patch(os, "getpriority", lambda which, who: 15)
+        self.patch(os, "setpriority", lambda which, who, value: asked.append(value))
+        stand_back()
+        assert asked == [19]
+
+    def test_who_may_not_works_on(self) -> None:
+        def refuse(which: int, who: int, value: int) -> None:
+            raise PermissionError
+
+        self.patch(os, "setpriority", refuse)
+        stand_back()
+        assert priority() == self.usual
+
+
+def priority(thread: int | None = None) -> int:
+    """Of a thread; of the one that asks."""
+    return os.getpriority(os.PRIO_PROCESS, thread or threading.get_native_id())

@@ -36,7 +36,7 @@ from twisted.python.threadpool import ThreadPool
 from daemon.measures import Measure
 from daemon.stores import files
 from daemon.stores.completed import Completed
-from daemon.stores.crew import Crew, Hands, QueuedIntake
+from daemon.stores.crew import Crew, Hands, QueuedIntake, stand_back
 from daemon.stores.landing.ground import Ground
 from daemon.stores.landing.journal import NAME, Journal, Small, replay
 from daemon.stores.landing.manifest import SUFFIX
@@ -241,7 +241,7 @@ class Landing(Service):
         super().startService()
         self.ground.hands = ThreadPoolExecutor(self.HANDS, "landing")
         self.ground.hashers = Hands(self.crew, self.HANDS, "hashing")
-        self.ground.late = ThreadPoolExecutor(1, "landing-late")
+        self.ground.late = ThreadPoolExecutor(1, "landing-late", stand_back)
         self._late = ThreadPool(0, 1, "landing-end")
         self._late.start()
         try:
