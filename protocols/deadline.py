@@ -25,16 +25,16 @@ class Deadline:
     seconds: float
     awaited: Callable[[], int]
     late: Callable[[], object]
-    _number: int = field(default=0, init=False)
+    number: int = field(default=0, init=False)  # of the one that is awaited, as of the last look
     _since: float = field(default=0.0, init=False)
     _next: IDelayedCall | None = field(default=None, init=False)
 
     def look(self) -> None:
         """Something was read, or answered."""
         number = self.awaited()
-        if number == self._number:
+        if number == self.number:
             return
-        self._number = number
+        self.number = number
         if number:
             self._since = self.clock.seconds()
             if self._next is None:
@@ -49,7 +49,7 @@ class Deadline:
     def _look_again(self) -> None:
         self._next = None
         self.look()
-        if not self._number or self._next is not None:
+        if not self.number or self._next is not None:
             return
         rest = self._since + self.seconds - self.clock.seconds()
         if rest > 0:

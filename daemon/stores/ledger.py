@@ -182,18 +182,27 @@ class Ledger(Service):
             return self._append_sound(entries)
         if self._full():
             return succeed([Refused.BUSY] * len(entries))
-        broken: list[int | Refused] = [Refused.BROKEN] * len(entries)
         appended: Deferred[list[int | Refused]] = self.database.gather(self._append, entries, count)
+        self._waiting += count
+        self._bytes += size
+        return appended.addBoth(self._appended, entries, count, size)
 
-        def acknowledged(answers: list[int | Refused]) -> list[int | Refused]:
-            self._logged += sum(
-                len(entry.messages)
-                for entry, answer in zip(entries, answers, strict=True)
-                if not isinstance(answer, Refused)
-            )
-            return answers
-
-        return self._counted(appended.addCallback(acknowledged), count, size, broken)
+    def _appended(
+        self,
+        answers: list[int | Refused] | Failure,
+        entries: Sequence[Entry],
+        count: int,
+        size: int,
+    ) -> list[int | Refused]:
+        """In one step: there are ten thousands of them a second."""
+        self._waiting -= count
+        self._bytes -= size
+        if isinstance(answers, Failure):
+            return [self._broken(answers, Refused.BROKEN)] * len(entries)
+        for entry, answer in zip(entries, answers, strict=True):
+            if not isinstance(answer, Refused):
+                self._logged += len(entry.messages)
+        return answers
 
     def ready(self) -> Deferred[object]:
         return self.database.ready()
@@ -241,13 +250,14 @@ class Ledger(Service):
         def answered(result: _T | Failure) -> _T:
             self._waiting -= count
             self._bytes -= size
-            if not isinstance(result, Failure):
-                return result
-            self._failed(result)
-            self._known = OrderedDict()  # what was rolled back is known no more
-            return broken
+            return self._broken(result, broken) if isinstance(result, Failure) else result
 
         return answer.addBoth(answered)
+
+    def _broken(self, why: Failure, broken: _T) -> _T:
+        self._failed(why)
+        self._known = OrderedDict()  # what was rolled back is known no more
+        return broken
 
     def _failed(self, why: Failure) -> None:
         if not why.check(StoreError):
