@@ -22,7 +22,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from attrs import define, field
+from attrs import define, evolve, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet import reactor
@@ -44,6 +44,9 @@ from tests.process import open_files
 
 NAME = re.compile(r"data_[0-9]{14}_[a-z2-7]{8}_parte_[0-9]{6,}\.bin")
 NOON = 1_800_000_000.0  # seconds since the epoch
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+NAMES = TEXT.filter(lambda name: name and not {"/", "\0"} & {*name})
+SUM = st.one_of(st.none(), st.binary(min_size=32, max_size=32).map(bytes.hex))
 
 
 class LandingCase(SynchronousTestCase):
@@ -1175,6 +1178,29 @@ class ManifestTests(LandingCase):
             "reset",
         )
         assert not manifest.complete
+
+    @given(
+        st.builds(
+            Manifest,
+            TEXT,
+            st.integers(0),
+            SUM,
+            st.lists(st.builds(Piece, NAMES, st.integers(0), SUM), max_size=3).map(tuple),
+            TEXT,
+            st.floats(0, 4e9),
+            st.floats(0, 4e9),
+            st.one_of(st.just("whole"), TEXT),
+        )
+    )
+    @settings(deadline=None)
+    def test_it_is_the_json_that_a_library_writes_of_it(self, manifest: Manifest) -> None:
+        text = manifest.to_json()
+        assert text.decode() == json.dumps(json.loads(text), ensure_ascii=False, indent=1) + "\n"
+        again = Manifest.from_json(text)
+        assert evolve(again, opened=0, closed=0) == evolve(manifest, opened=0, closed=0)
+        assert again.opened == pytest.approx(manifest.opened, abs=0.001)
+        assert again.closed == pytest.approx(manifest.closed, abs=0.001)
+        assert json.loads(text)["complete"] is manifest.complete
 
     def test_without_checksums_there_are_no_sums(self) -> None:
         parts = self.parts(checksum=False)

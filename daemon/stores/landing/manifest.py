@@ -62,21 +62,26 @@ class Manifest:
         return self.outcome == "whole"
 
     def to_json(self) -> bytes:
-        told = {
-            "series": self.series,
-            "bytes": self.size,
-            "sha256": self.sha256,
-            "complete": self.complete,
-            "outcome": self.outcome,
-            "peer": self.peer,
-            "opened": _spoken(self.opened),
-            "closed": _spoken(self.closed),
-            "parts": [
-                {"name": part.name, "bytes": part.size, "sha256": part.sha256}
+        """Its text, as json.dumps(..., indent=1) would write it in four times the time.
+
+        Each small stream has one, and while its thread runs Python the reactor does not.
+        """
+        parts = ",\n".join(
+            [
+                f'  {{\n   "name": {_text(part.name)},\n   "bytes": {part.size},\n'
+                f'   "sha256": {_digest(part.sha256)}\n  }}'
                 for part in self.parts
-            ],
-        }
-        return json.dumps(told, ensure_ascii=False, indent=1).encode() + b"\n"
+            ]
+        )
+        listed = f"[\n{parts}\n ]" if parts else "[]"
+        return (
+            f'{{\n "series": {_text(self.series)},\n "bytes": {self.size},\n'
+            f' "sha256": {_digest(self.sha256)},\n'
+            f' "complete": {"true" if self.complete else "false"},\n'
+            f' "outcome": {_text(self.outcome)},\n "peer": {_text(self.peer)},\n'
+            f' "opened": "{_spoken(self.opened)}",\n "closed": "{_spoken(self.closed)}",\n'
+            f' "parts": {listed}\n}}\n'
+        ).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> Manifest:
@@ -118,6 +123,13 @@ def _check(size: Any, sha256: Any) -> None:
         raise ValueError(f"{size!r} is no number of bytes")
     if sha256 is not None and not (isinstance(sha256, str) and _HEX.fullmatch(sha256)):
         raise ValueError("a sha256 is 64 hex digits or null")
+
+
+_text = json.encoder.encode_basestring  # quoted, and no character of it escaped needlessly
+
+
+def _digest(sha256: str | None) -> str:
+    return "null" if sha256 is None else f'"{sha256}"'
 
 
 def _spoken(at: float) -> str:
