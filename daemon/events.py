@@ -103,7 +103,7 @@ _ALL = (
     Event(
         "ingest.lost", "error", "peer reason stored size", "A stream was not all kept.", ("reason",)
     ),
-    Event("ingest.late", "error", "series stored size", "So, and nobody waited for it."),
+    Event("ingest.late", "error", "series stored size", "One nobody waited for is not whole."),
     Event("ingest.unusable", "error", "folder error", "What a crash left cannot be looked at."),
     Event("ingest.journal", "info", "folder streams", "Small streams of a crash got their files."),
     Event("ingest.adopted", "info", "folder adopted removed", "Parts that a crash left."),

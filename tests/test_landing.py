@@ -551,6 +551,21 @@ class FaultTests(LandingCase):
             os.read(KIT.pipe()[0], 100)
         parts.fail()
 
+    def test_a_full_part_in_the_middle_of_a_read_costs_no_byte_of_the_next_one(self) -> None:
+        """Where there is no splice, and the part is read back by the thread that has the rest."""
+        self.patch(series, "SPLICES", False)
+        self.patch(series, "TINY", 1)
+        data = bytes(range(256)) * 40
+        parts = self.on(Ground(self.folder), Series("data", 2500, read=1000))
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            theirs.sendall(data)
+            theirs.shutdown(socket.SHUT_WR)
+            lent: Any = Lent(SimpleNamespace(socket=ours), None)  # type: ignore[arg-type]
+            parts.pull(lent, 1 << 20)
+        assert parts.commit().sha256 == hashlib.sha256(data).hexdigest()
+        assert b"".join(self.contents()) == data
+
     def test_a_stream_whose_part_is_cut_by_somebody_else_fails_and_keeps_the_rest(self) -> None:
         self.patch(series, "TINY", 1)
         ground = Ground(self.folder)

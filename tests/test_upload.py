@@ -31,8 +31,9 @@ class UploadCase(SynchronousTestCase):
         self.addCleanup(folder.cleanup)
         self.path = Path(folder.name) / "parcel"
         crew: Any = SimpleNamespace(toiling=0)
-        self.hands = Hands(crew, 2, "hashing")
-        self.addCleanup(self.hands.shutdown)
+        hands = Hands(crew, 2, "hashing")
+        self.addCleanup(hands.shutdown)
+        self.hands: Hands | None = hands
         self.addCleanup(KIT.close)
         self.patch(upload_module, "STRETCH", 1000)
 
@@ -146,6 +147,17 @@ class ShareTests(UploadCase):
             share.pull(self.peer(DATA), MOST)
             shared = share.commit()
             assert (shared.refused, shared.offset) == (refused, 0 if refused else len(DATA))
+
+    def test_what_is_read_back_meanwhile_is_not_taken_for_what_came(self) -> None:
+        """By the same thread: no core is free for other hands."""
+        self.hands = None
+        self.patch(upload_module, "STRETCH", 10_000)
+        share = self.share(2 * len(DATA), checksum=("sha1", hashlib.sha1(DATA).digest()))
+        lent = self.peer(DATA)
+        read = lent.read
+        self.patch(Lent, "read", lambda lent, length=4000: read(4000))
+        share.pull(lent, MOST)
+        assert not share.commit().refused
 
     def test_more_than_was_announced_is_refused(self) -> None:
         share = self.share(1000)

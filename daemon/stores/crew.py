@@ -48,6 +48,7 @@ _Out = TypeVar("_Out", covariant=True)
 
 SLICE = 8 << 20  # bytes of one stream before it is another's turn
 BLOCK = 1 << 19  # bytes of one read into memory
+READ = 1 << 17  # of what was written: they are in the core's cache when they are hashed
 PIPE = 1 << 20  # bytes of one splice
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 NICE = 10  # of the threads that do that, beside the reactor's
@@ -80,10 +81,12 @@ class Pause(Enum):
 
 
 class Kit(threading.local):
-    """What a thread works with: a block of memory, and a pipe once it is asked for."""
+    """What a thread works with: memory for what comes, and for what is read back while that is
+    still in hand; a pipe once it is asked for."""
 
     def __init__(self) -> None:
         self.block = memoryview(bytearray(BLOCK))
+        self.back = memoryview(bytearray(READ))
         self._pipe: tuple[int, int] | None = None
 
     def pipe(self) -> tuple[int, int]:

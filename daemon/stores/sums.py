@@ -20,9 +20,8 @@ from typing import Any
 
 from attrs import define, field
 
-from daemon.stores.crew import KIT, Hands
+from daemon.stores.crew import KIT, READ, Hands
 
-READ = 1 << 17  # bytes of one read: they are in the core's cache when they are hashed
 STRETCH = 1 << 20  # bytes from which on it is worth while to begin
 BEHIND = 32 << 20  # bytes that may wait to be hashed; then who writes waits
 
@@ -37,7 +36,7 @@ class Stretch:
 
     def hash(self, *shas: Any) -> None:
         """Raises OSError."""
-        at, block = self.start, KIT.block[:READ]
+        at, block = self.start, KIT.back[:READ]
         while at < self.end:
             count = os.preadv(self.descriptor, [block[: self.end - at]], at)
             if not count:

@@ -334,7 +334,7 @@ class Depot(Service):
             raise StoreError(files.plain(error)) from None
         charge = None if size else partial(self.stock.add, box, limits=allowance)
         most, free = allowance.file or None, allowance.free
-        return Upload(path, self.hashers, charge, most or None, free, syncs=self.syncs)
+        return Upload(path, self.hashers, charge, most, free, syncs=self.syncs)
 
     async def _enter(self, incoming: Incoming, laid: Deferred[Laid], parked: bool) -> Shelved:
         shelf = self._shelf(incoming.box)
