@@ -132,6 +132,35 @@ class FollowTests(SumsCase):
         assert made.hexdigest() == sha256(DATA[:2000]).hexdigest()
         made.let_go()
 
+    def test_one_that_never_ends_lets_another_in(self) -> None:
+        here, go = self.held_up()
+        hands = self.hands(1)
+        endless, other = Sums(hands), list[str]()
+        endless.follow(self.file, 0, 1000)
+        assert here.wait(5)
+        begun = hands.submit(other.append, "begun")  # more than one may have seen that one is free
+        more = hands.submit(other.append, "done")
+        endless.cut(lambda digest: other.append("cut"))
+        endless.follow(self.file, 1000, 2000)
+        go.set()
+        assert more.result(5) is begun.result(5) is None
+        endless.wait()
+        assert other == ["begun", "done", "cut"]
+        assert endless.hexdigest() == sha256(DATA[:2000]).hexdigest()
+        endless.let_go()
+
+    def test_where_all_hands_are_busy_nothing_is_left_waiting_for_them(self) -> None:
+        here, go = self.held_up()
+        hands = self.hands(1)
+        first, second = Sums(hands), Sums(hands)
+        first.follow(self.file, 0, 1000)
+        assert here.wait(5)
+        assert not hands.free
+        go.set()
+        second.follow(self.file, 0, len(DATA))
+        assert second.hexdigest() == sha256(DATA).hexdigest()
+        first.let_go()
+
     def test_out_of_descriptors_it_is_hashed_by_who_writes(self) -> None:
         def refuse(descriptor: int) -> int:
             raise OSError(errno.EMFILE, "too many open files")

@@ -317,14 +317,19 @@ class Hands(ThreadPoolExecutor):
 
     def __init__(self, crew: Crew, size: int, name: str) -> None:
         super().__init__(size, name, stand_back)
-        self._crew = crew
+        self._crew, self._size = crew, size
         self._tasks = 0  # given out and not done
         self._lock = threading.Lock()
 
     @property
     def free(self) -> bool:
-        """There is a core for them; else what could be handed over is done sooner by oneself."""
-        return self._crew.toiling + self._tasks <= CORES
+        """There is one, and a core for it; else what could be handed over is sooner done oneself."""
+        return self._tasks < self._size and self._crew.toiling + self._tasks <= CORES
+
+    @property
+    def wanted(self) -> bool:
+        """A task waits for one that is at another."""
+        return self._tasks > self._size
 
     def submit(self, task: Callable[..., _T], /, *args: Any, **named: Any) -> Future[_T]:
         with self._lock:

@@ -153,6 +153,7 @@ class Sums:
     # In a thread of `hands`.
 
     def _work(self) -> None:
+        """Whatever is to be hashed; if others wait, one stretch of it and the rest behind them."""
         while True:
             with self._turn:
                 self._turn.notify_all()
@@ -170,6 +171,9 @@ class Sums:
                 self._broken = error
             with self._turn:
                 self._behind -= step.end - step.start
+            if self.hands is not None and self.hands.wanted:  # a stream that is fast never ends
+                self.hands.submit(self._work)
+                return
 
     def _hash(self, stretch: Stretch) -> None:
         """Both sums at once if there is a core for the second one."""
