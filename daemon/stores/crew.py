@@ -323,7 +323,7 @@ class Hands(ThreadPoolExecutor):
 
     @property
     def free(self) -> bool:
-        """There is one, and a core for it; else what could be handed over is sooner done oneself."""
+        """There is one, and a core for it; else what could be handed over is sooner done by us."""
         return self._tasks < self._size and self._crew.toiling + self._tasks <= CORES
 
     @property
