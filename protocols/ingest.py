@@ -20,7 +20,7 @@ RECEIPT = off
     Nothing is ever sent. Our FIN means that all is kept; every error, also a killed daemon,
     resets the peer.
     WAIT_FOR_DISK = off: our FIN means that all is written. It outlives the daemon from then on, a
-    power cut as soon as it is synced, which is begun at once; an error after our FIN is logged.
+    power cut as soon as it is synced, begun a second later; an error after our FIN is logged.
 
 Past its first LENT bytes a stream is read by a thread, straight from its socket (not so under TLS
 or a PROXY header); the reactor hears how it ended.

@@ -900,6 +900,13 @@ class WrittenTests(LandingTests):
         intake.write(bytes(size))
         return intake
 
+    async def until(self, happened: Callable[[], object]) -> None:
+        for _ in range(400):
+            if happened():
+                return
+            await deferLater(reactor, 0.01)
+        raise AssertionError("it did not happen")
+
     def behind(self, landing: Landing) -> int:
         (found,) = (m for m in landing.measures() if m.name == "ingest_unsynced_streams")
         assert isinstance(found.value, int)
@@ -937,6 +944,61 @@ class WrittenTests(LandingTests):
         assert not second.called
         self.disk.set()
         assert await second == Receipt(250_000, hashlib.sha256(bytes(250_000)).hexdigest(), 3)
+
+    async def test_cores_and_disk_are_left_to_a_burst_for_a_while(self) -> None:
+        self.patch(Landing, "LATER", 0.5)
+        self.disk.set()
+        landing = await self.start()
+        began = time.monotonic()
+        await self.kept(self.sent(landing))
+        assert not [*self.folder.glob("*.bin")]
+        await self.crew.idle()
+        assert time.monotonic() - began >= 0.5
+        assert len([*self.folder.glob("*.bin")]) == 3
+
+    async def test_a_part_does_not_wait_for_its_stream(self) -> None:
+        self.patch(Landing, "LATER", 0.05)
+        self.disk.set()
+        intake = self.sent(await self.start())
+        await self.until(lambda: len([*self.folder.glob("*.bin")]) == 2)
+        await self.kept(intake)
+
+    async def test_a_stream_that_is_far_ahead_of_the_disk_hurries_it(self) -> None:
+        self.patch(Landing, "LATER", 60.0)
+        self.patch(series, "FAR", 2)
+        self.disk.set()
+        landing = await self.start()
+        intake = landing.open(Series("data", 100_000, durable=False), Feeder())
+        for _ in range(5):
+            intake.write(bytes(100_000))
+            await deferLater(reactor, 0.02)  # a turn of its own
+        await self.until(lambda: [*self.folder.glob("*.bin")])
+        landing.hurry()
+        await self.kept(intake)
+        landing.hurry()
+
+    async def test_many_streams_that_are_behind_hurry_it(self) -> None:
+        self.patch(Landing, "LATER", 60.0)
+        self.patch(Landing, "BEHIND", 4)
+        self.disk.set()
+        landing = await self.start()
+        for _ in range(3):
+            await self.kept(self.sent(landing))
+        await self.crew.idle()
+        assert landing.streams == 3
+
+    async def test_who_has_to_wait_after_all_hurries_it(self) -> None:
+        self.patch(Landing, "LATER", 60.0)
+        self.patch(Landing, "BEHIND", 0)
+        self.disk.set()
+        assert (await self.kept(self.sent(await self.start()))).parts == 3
+
+    async def test_a_stop_does_not_wait_for_the_time_to_come(self) -> None:
+        self.patch(Landing, "LATER", 60.0)
+        self.disk.set()
+        await self.kept(self.sent(await self.start()))
+        await self._stop()
+        assert [manifest.complete for manifest in self.manifests()] == [True]
 
     async def test_a_part_is_not_begun_with_early(self) -> None:
         self.patch(series, "AHEAD", 1000)

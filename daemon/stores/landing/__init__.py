@@ -36,12 +36,13 @@ from twisted.python.threadpool import ThreadPool
 from daemon.measures import Measure
 from daemon.stores import files
 from daemon.stores.completed import Completed
-from daemon.stores.crew import Crew, Hands, QueuedIntake, stand_back
+from daemon.stores.crew import Crew, Hands, QueuedIntake
 from daemon.stores.landing.ground import Ground
 from daemon.stores.landing.journal import NAME, Journal, Small, replay
 from daemon.stores.landing.manifest import SUFFIX
 from daemon.stores.landing.recovery import adopt, finish, listed, unfinished
 from daemon.stores.landing.series import Parts
+from daemon.stores.leisure import Leisure
 from protocols.stores import Receipt, Series, Source, StoreError
 
 log = Logger()
@@ -166,8 +167,10 @@ class Landed:
         assert parts is not None
         landing.crew.begin()
         landing.behind += 1
+        if landing.behind > landing.BEHIND // 2:
+            landing.hurry()
         try:
-            self._kept(await landing.at_leisure(parts.commit, outcome))
+            self._kept(await landing.at_leisure(parts.commit, outcome, False))
         except Exception as error:  # whatever it is: nobody else would hear of it
             if isinstance(error, OSError):
                 landing.crew.complain(error)
@@ -210,6 +213,7 @@ class Landing(Service):
     BEAT: ClassVar[float] = 1.0  # seconds
     HANDS: ClassVar[int] = 4
     BEHIND: ClassVar[int] = 64  # streams
+    LATER: ClassVar[float] = 1.0  # seconds until what nobody waits for is synced
 
     service: ClassVar[str] = "ingest"
 
@@ -220,7 +224,8 @@ class Landing(Service):
     streams: int = field(default=0, init=False)  # acknowledged, small ones aside; and their bytes
     stored: int = field(default=0, init=False)
     behind: int = field(default=0, init=False)
-    _late: ThreadPool = field(init=False)
+    _leisure: Leisure = field(init=False)
+    _ends: ThreadPool = field(init=False)  # of streams that nobody waits for
     ground: Ground = field(init=False)
     journal: Journal = field(init=False)
     completed: Completed = field(init=False)
@@ -241,9 +246,9 @@ class Landing(Service):
         super().startService()
         self.ground.hands = ThreadPoolExecutor(self.HANDS, "landing")
         self.ground.hashers = Hands(self.crew, self.HANDS, "hashing")
-        self.ground.late = ThreadPoolExecutor(1, "landing-late", stand_back)
-        self._late = ThreadPool(0, 1, "landing-end")
-        self._late.start()
+        self.ground.late = self._leisure = Leisure("landing-late", self.LATER)
+        self._ends = ThreadPool(0, 1, "landing-end")
+        self._ends.start()
         try:
             left = self._recover()
         except OSError as error:
@@ -265,6 +270,7 @@ class Landing(Service):
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
+        self._leisure.hurry(always=True)
         await self.crew.idle()
         await self.crew.work(self.journal.stop)
         if self.completed.running:
@@ -272,8 +278,8 @@ class Landing(Service):
         if self._pulse is not None and self._pulse.active():
             self._pulse.cancel()
         self.ground.hands.shutdown()
-        self._late.stop()
-        self.ground.late.shutdown()
+        self._ends.stop()
+        self._leisure.shutdown()
         if self.ground.hashers is not None:
             self.ground.hashers.shutdown()
         self.ground.close()
@@ -290,7 +296,11 @@ class Landing(Service):
 
     def at_leisure(self, task: Callable[..., _T], *args: Any) -> Deferred[_T]:
         """Run what nobody waits for in a thread, one after the other."""
-        return deferToThreadPool(self.crew.reactor, self._late, task, *args)
+        return deferToThreadPool(self.crew.reactor, self._ends, task, *args)
+
+    def hurry(self) -> None:
+        """Begin at once with what is done at leisure."""
+        self._leisure.hurry()
 
     def on_complete(self, command: Sequence[str]) -> None:
         self.completed.use(command)

@@ -21,6 +21,7 @@ from daemon.stores import files
 from daemon.stores.completed import FAILED, PENDING
 from daemon.stores.crew import Hands
 from daemon.stores.landing.manifest import SUFFIX, SUMS, Manifest
+from daemon.stores.leisure import Leisure
 from protocols.stores import Series
 
 PARTIAL = ".partial"
@@ -81,6 +82,9 @@ class Place:
 class Inline(Executor):
     """Does what it is given at once."""
 
+    def hurry(self) -> None:
+        """Nothing waits."""
+
     def submit(self, task: Callable[..., Any], /, *args: Any, **named: Any) -> Future[Any]:
         done: Future[Any] = Future()
         try:
@@ -104,7 +108,7 @@ class Ground:
     folder: Path
     now: Callable[[], float] = time.time
     hands: Executor = field(factory=Inline)
-    late: Executor = field(factory=Inline)
+    late: Leisure | Inline = field(factory=Inline)
     hashers: Hands | None = None
     mark: Callable[[str, int], None] = lambda name, folder: None
     syncs: Durations = field(factory=Durations, init=False)

@@ -123,10 +123,11 @@ class Parts(Sink[Receipt]):
         self._hand_over()
         return Receipt(self._size, None, len(self._all))
 
-    def commit(self, outcome: str = "whole") -> Receipt:
+    def commit(self, outcome: str = "whole", hurry: bool = True) -> Receipt:
+        """hurry: somebody waits for it."""
         self.written()
         digest = None if self._sums is None else self._sums.hexdigest()
-        self._settled(0)
+        self._settled(0, hurry)
         if self._place is not None:
             self.ground.publish(self._manifest(outcome, digest), self._place)
             self.published = True
@@ -346,15 +347,18 @@ class Parts(Sink[Receipt]):
     def _behind(self) -> int:
         return BEHIND if self.series.durable else FAR
 
-    def _settled(self, most: int) -> None:
-        """Wait until no more than `most` turns are being settled.
+    def _settled(self, most: int, hurry: bool = True) -> None:
+        """Wait until no more than `most` turns are being settled, or still to be.
 
         Raises what one of them raised, and from then on always: trouble that passes may let the
         stream go on, but a part that could not be made durable never will be.
         """
         while len(self._settling) > most or (self._settling and self._settling[0].done()):
+            first = self._settling.popleft()
+            if hurry and not first.done():
+                self.ground.late.hurry()
             try:
-                self._settling.popleft().result()
+                first.result()
             except OSError as error:
                 self._unkept = self._unkept or error
         if self._unkept is not None:
