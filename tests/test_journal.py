@@ -9,6 +9,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -172,6 +173,79 @@ class JournalTests(FolderCase, TestCase):
         for _ in range(5):
             await self.land(*[b"x"] * 10)
         assert len(self.names(".json")) >= 30
+
+    async def test_streams_that_never_pause_have_their_proof_a_moment_later(self) -> None:
+        self.patch(Journal, "REST", 60.0)
+        self.patch(Journal, "LINGER", 0.1)
+        self.patch(Journal, "EXPOSED", 0.1)
+        for number in range(40):
+            await self.land(b"%d" % number)
+            await deferLater(reactor, 0.02)
+        assert len(self.told) >= 20, "they are synced, too"
+        assert len(self.names(".json")) >= len(self.told)
+
+    async def test_no_receipt_waits_for_the_sync_of_files(self) -> None:
+        self.patch(Journal, "REST", 0.01)
+        free, begun = threading.Event(), threading.Event()
+        self.addCleanup(free.set)
+        self.hold_syncs(free, begun)
+        await self.land(b"first")
+        await self.until(begun.is_set)
+        (receipt,) = await self.land(b"second")
+        assert receipt.size == 6
+        assert self.told == []
+        free.set()
+        await self.until(lambda: len(self.told) == 2)
+        await self.until(lambda: self.journals()[0].stat().st_size == 0)
+
+    async def test_whatever_ends_a_sync_the_journal_keeps_what_was_to_be_synced(self) -> None:
+        self.patch(Journal, "REST", 0.01)
+        self.patch(Journal, "RETRY", 0.01)
+        sync, mistakes = Place.sync_all, [ZeroDivisionError()]
+
+        def sync_all(place: Place) -> bool:
+            if mistakes:
+                raise mistakes.pop()
+            return sync(place)
+
+        self.patch(Place, "sync_all", sync_all)
+        await self.land(b"first")
+        await self.until(lambda: self.crew.trouble.count)
+        await self.land(b"second")
+        await self.until(lambda: self.told)
+        assert self.journalled() == {b"first"}
+
+    async def test_a_folder_that_goes_while_it_is_synced_is_left_only_then(self) -> None:
+        self.patch(Journal, "REST", 0.01)
+        free, begun = threading.Event(), threading.Event()
+        self.addCleanup(free.set)
+        held = self.hold_syncs(free, begun)
+        await self.land(b"gone")
+        await self.until(begun.is_set)
+        shutil.rmtree(self.folder)
+        new = self.land(b"new")
+        await deferLater(reactor, 0.1)
+        assert os.path.samestat(*map(os.fstat, held * 2)), "its descriptor is still its own"
+        assert not new.called
+        free.set()
+        await new
+        assert self.contents() == [b"new"]
+
+    def hold_syncs(self, free: threading.Event, begun: threading.Event) -> list[int]:
+        """Hold whatever syncs files until `free`; the folders of the first."""
+        hands = self.ground.hands = ThreadPoolExecutor(2)
+        self.addCleanup(hands.shutdown)
+        held: list[int] = []
+        sync = Place.sync_all
+
+        def sync_all(place: Place) -> bool:
+            held.append(place.descriptor)
+            begun.set()
+            assert free.wait(5)
+            return sync(place)
+
+        self.patch(Place, "sync_all", sync_all)
+        return held
 
     async def test_a_journal_never_grows_without_end(self) -> None:
         self.patch(Journal, "FULL", 10_000)

@@ -8,8 +8,9 @@ On disk, in one folder
     .journal-<unique>   small streams whose files are not synced yet: `journal`
 Order: a part is synced, then renamed; then the manifest; the folder is synced; only then is there
 a receipt. For a small stream the journal is synced before its receipt; its part is there then,
-its manifest as soon as nothing else is to do. Where nobody waits for the disk (`Series.durable`)
-the end comes when all is written, and the same order follows behind it, in threads of its own.
+its manifest as soon as nothing else is to do, or a second later. Where nobody waits for the disk
+(`Series.durable`) the end comes when all is written, and the same order follows behind it, in
+threads of its own.
 
 A stream that rests keeps nothing in memory: what it sent goes to its part after a second or two.
 """

@@ -2,9 +2,9 @@
 
 A stream that ended within 64 KiB is durable once its record is in the journal, a hidden file in
 the landing folder; its parts are made by other hands while the journal syncs, so they are there
-when its receipt is. Its manifest and sums follow when nothing else is to do. When all of a
-journal's files are there and synced, the journal goes. What a crash left of it is done again by
-`replay` at the next start: also files that somebody took away meanwhile.
+when its receipt is. Its manifest and sums follow when nothing else is to do, or a second later.
+When all of a journal's files are there and synced, the journal goes. What a crash left of it is
+done again by `replay` at the next start: also files that somebody took away meanwhile.
 
 A record
     magic, crc of all that follows, length of the manifest, length of the data: 4 bytes each
@@ -23,12 +23,13 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import ClassVar
 
-from attrs import define, field
+from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -104,6 +105,15 @@ def _cut(data: bytes, limit: int) -> Iterator[bytes]:
         yield data[start : start + limit]
 
 
+@frozen(eq=False)
+class Paper:
+    """A manifest, and its text, that is to be made; since: of time.monotonic."""
+
+    manifest: Manifest
+    text: bytes
+    since: float
+
+
 @define(eq=False, repr=False)
 class Journal:
     """The journal of one landing folder, and the thread that keeps it.
@@ -116,7 +126,11 @@ class Journal:
     BEHIND: ClassVar[int] = 5_000  # manifests that are still to be made: replay has to be quick
     FULL: ClassVar[int] = 64 << 20  # bytes of a journal
     PIECE: ClassVar[int] = 100  # manifests between two looks whether a stream came
+    SPARE: ClassVar[int] = 10  # more than came are made while too many wait, or for too long
     REST: ClassVar[float] = 0.2  # seconds without a stream, after which manifests are made
+    LINGER: ClassVar[float] = 1.0  # seconds after which they are made in any case
+    EXPOSED: ClassVar[float] = 5.0  # seconds after which what was made is synced in any case
+    LOOK: ClassVar[float] = 0.01  # seconds between two looks whether it is
     PATIENCE: ClassVar[float] = 5.0  # seconds for a disk that is full
     RETRY: ClassVar[float] = 0.5
 
@@ -131,8 +145,11 @@ class Journal:
     _file: int = field(default=-1, init=False)
     _place: Place | None = field(default=None, init=False)
     _size: int = field(default=0, init=False)
-    _papers: deque[tuple[Manifest, bytes]] = field(factory=deque, init=False)  # to be made
+    _papers: deque[Paper] = field(factory=deque, init=False)  # to be made
     _made: list[Manifest] = field(factory=list, init=False)  # made, and not synced yet
+    _since: float = field(default=0.0, init=False)  # when the first of them was
+    _syncing: Future[None] | None = field(default=None, init=False)
+    _synced: list[Manifest] = field(factory=list, init=False)  # will be then
     _resting: bool = field(default=False, init=False)
     _ending: bool = field(default=False, init=False)
 
@@ -180,8 +197,12 @@ class Journal:
         group: list[Small] = []
         weight = 0
         try:
-            if self._papers or self._made:
-                first = self._queue.get(timeout=0 if self._resting else self.REST)
+            if self._papers and self._resting:
+                first = self._queue.get_nowait()
+            elif self._syncing is not None:
+                first = self._queue.get(timeout=self.LOOK)
+            elif self._papers or self._made:
+                first = self._queue.get(timeout=self.REST)
             else:
                 first = self._queue.get()
             self._resting = False
@@ -197,19 +218,24 @@ class Journal:
         return group
 
     def _catch_up(self, count: int) -> None:
-        """Manifests are made while nothing else is to do, or as many as came if too many wait."""
-        if self._ending or self._size > self.FULL:
+        """Manifests are made while nothing else is to do; if too many wait, or one for too long,
+        while streams come, too: more than came."""
+        now = time.monotonic()
+        whole = self._ending or self._size > self.FULL
+        if whole:
             self._make_papers(len(self._papers))
         elif not count:
             self._make_papers(self.PIECE)
-        elif len(self._papers) > self.BEHIND:
-            self._make_papers(count)
-        if (
-            self._made
-            and not self._papers
-            and (self._ending or not count or self._size > self.FULL)
-        ):
-            self._retire()
+        elif len(self._papers) > self.BEHIND or self._lingers(now):
+            self._make_papers(count + self.SPARE)
+        self._end_sync(wait=whole)
+        quiet = not (count or self._papers)
+        if self._made and (whole or quiet or now - self._since > self.EXPOSED):
+            self._sync()
+            self._end_sync(wait=whole)
+
+    def _lingers(self, now: float) -> bool:
+        return bool(self._papers) and now - self._papers[0].since > self.LINGER
 
     def _commit(self, group: Sequence[Small]) -> None:
         """Every stream of the group durable and answered, or failed."""
@@ -236,7 +262,8 @@ class Journal:
             if len(late) < len(group):
                 time.sleep(self.RETRY)
             return [small for small in group if passes and small.due > now]
-        self._papers.extend((small.manifest, small.text) for small in kept)
+        now = time.monotonic()
+        self._papers.extend(Paper(small.manifest, small.text, now) for small in kept)
         self.crew.reactor.callFromThread(self._answer, kept, "")
         return group[len(kept) :]
 
@@ -333,36 +360,47 @@ class Journal:
         self._drop_file()
         self._papers.clear()
         self._made.clear()
+        syncing, self._syncing = self._syncing, None
+        if syncing is not None:  # it has the descriptor of the place
+            with suppress(Exception):  # what it did counts for nothing any more
+                syncing.result()
         self.ground.leave(place)
 
     def _make_papers(self, count: int) -> None:
         for _ in range(min(count, len(self._papers))):
-            manifest, text = self._papers[0]
+            paper = self._papers[0]
             assert self._place is not None
-            self.ground.mark(manifest.series + SUFFIX, self._place.descriptor)
-            paper(manifest, text, self._place.descriptor)
-            self._made.append(manifest)
+            self.ground.mark(paper.manifest.series + SUFFIX, self._place.descriptor)
+            make_papers(paper.manifest, paper.text, self._place.descriptor)
+            if not self._made:
+                self._since = time.monotonic()
+            self._made.append(paper.manifest)
             self._papers.popleft()
 
-    def _retire(self) -> None:
-        """Every file of the journal is there: make them durable, then drop what it holds."""
-        assert self._place is not None
+    def _sync(self) -> None:
+        """Begin to make durable what was made: streams need not wait for it."""
+        if self._syncing is None:
+            assert self._place is not None
+            self._synced, self._made = self._made, []
+            self._syncing = self.ground.hands.submit(sync_files, self._synced, self._place)
+
+    def _end_sync(self, wait: bool) -> None:
+        """If it ended, or once it does. The journal is empty if nothing else is in it."""
+        if self._syncing is None or not (wait or self._syncing.done()):
+            return
+        syncing, self._syncing = self._syncing, None
         try:
-            sync_files(self._made, self._place)
-        except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE):
+            syncing.result()
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+                self._made = self._synced + self._made
+            else:
                 # A second sync would seem to succeed. The next start makes them again.
-                self._made.clear()
                 self._drop_file()
             raise
-        made, self._made = self._made, []
-        try:
-            if self._file >= 0:
-                os.ftruncate(self._file, 0)
-                os.lseek(self._file, 0, os.SEEK_SET)
-                self._size = 0
-        finally:
-            self.crew.reactor.callFromThread(self._tell, made)
+        if self._file >= 0 and not (self._papers or self._made):
+            self._cut_back(0)
+        self.crew.reactor.callFromThread(self._tell, self._synced)
 
     # In the reactor's thread.
 
@@ -403,7 +441,7 @@ def sync_files(manifests: Sequence[Manifest], place: Place) -> None:
     place.sync_names()
 
 
-def paper(manifest: Manifest, text: bytes, folder: int) -> None:
+def make_papers(manifest: Manifest, text: bytes, folder: int) -> None:
     """The manifest and the sums of a series that the journal holds; not synced."""
     sums = manifest.sums()
     if sums is not None:
@@ -506,7 +544,7 @@ def _restore(manifest: Manifest, data: bytes, ground: Ground, place: Place) -> N
     text, sums = manifest.to_json(), manifest.sums() or b""
     if _content(manifest.series + SUFFIX, folder, len(text)) != text:
         ground.mark(manifest.series + SUFFIX, folder)
-        paper(manifest, text, folder)
+        make_papers(manifest, text, folder)
     elif sums and _content(manifest.series + SUMS, folder, len(sums)) != sums:
         _put(manifest.series + SUMS, sums, folder)
 
