@@ -25,7 +25,7 @@ from tests.chaos import tools
 from tests.chaos.__main__ import main
 from tests.chaos.handshake import Handshake
 from tests.chaos.hazards import Life, Outcome, Trial, Victim
-from tests.chaos.ingest import Ingest
+from tests.chaos.ingest import Ingest, IngestFin
 from tests.chaos.relay import Relay
 from tests.chaos.relay_http import RelayHttp
 from tests.chaos.tools import Impossible
@@ -62,6 +62,9 @@ class KillTests(ChaosCase):
     def test_ingest_keeps_what_it_acknowledged_through_kill_9(self) -> None:
         self.sound(self.trial(Ingest).kills(1))
 
+    def test_a_fin_that_does_not_wait_for_the_disk_outlives_kill_9(self) -> None:
+        self.sound(self.trial(IngestFin).kills(3))
+
     def test_relay_keeps_what_it_acknowledged_through_kill_9(self) -> None:
         self.sound(self.trial(Relay).kills(1))
 
@@ -86,6 +89,9 @@ class CrashPointTests(ChaosCase):
 
     def test_ingest_survives_the_end_in_place_of_a_rename(self) -> None:
         self.point(Ingest, "rename", 60)
+
+    def test_a_fin_outlives_the_end_in_place_of_the_sync_that_nobody_waits_for(self) -> None:
+        self.point(IngestFin, "fdatasync", 60)
 
     def test_handshake_survives_the_end_in_place_of_a_commits_sync(self) -> None:
         self.point(Handshake, "fdatasync", 40)
@@ -257,6 +263,14 @@ class CommandTests(ChaosCase):
         assert "power         skipped: " in power
         assert "control       skipped: " in control
 
+    def test_a_power_cut_is_not_for_what_promises_nothing_about_it(self) -> None:
+        arguments = ["ingest-fin", "--kills", "0", "--points", "0", "--power", "1"]
+        shown = CliRunner().invoke(main, arguments)
+        assert shown.exit_code == 69
+        power, control = shown.stdout.splitlines()
+        assert power.endswith(" skipped: it promises nothing about power")
+        assert control.endswith(" skipped: it promises nothing about power")
+
     def test_a_loss_and_a_slow_start_are_status_1_and_the_home_of_that_daemon_is_kept(self) -> None:
         self.patch(command, "SERVICES", {"ingest": Forgetful})
         arguments = ["--kills", "1", "--points", "0", "--power", "0", "--seed", str(SEED)]
@@ -273,4 +287,4 @@ class CommandTests(ChaosCase):
     def test_an_unknown_service_is_wrong_usage(self) -> None:
         shown = CliRunner().invoke(main, ["chat"])
         assert shown.exit_code == 2
-        assert "there are: ingest, handshake, relay" in shown.stderr
+        assert "there are: ingest, ingest-fin, handshake" in shown.stderr

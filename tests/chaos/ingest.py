@@ -121,6 +121,11 @@ class Ingest:
                 time.sleep(pause)
             sock.shutdown(socket.SHUT_WR)
             said = everything(sock).split()
+        self._hear(said, token, data)
+
+    def _hear(self, said: Sequence[bytes], token: bytes, data: bytes) -> None:
+        """The words of its answer; nothing: it ended in the middle."""
+        size = len(data)
         if said and said[0] == b"OK":
             right = [b"OK", b"%d" % size, hashlib.sha256(data).hexdigest().encode()]
             assert said[:3] == right, said
@@ -140,6 +145,19 @@ class Ingest:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             sock.sendall(stream(token, size)[: random.randint(1, size)])
         time.sleep(0.05)
+
+
+@define(eq=False)
+class IngestFin(Ingest):
+    """Acknowledged: our FIN, of which nobody waits for the disk. It outlives us, not the power."""
+
+    settings: Mapping[str, str] = field(
+        factory=lambda: {"default": f"MAX_FILE_SIZE = {PART}\nRECEIPT = off\nWAIT_FOR_DISK = off"}
+    )
+
+    def _hear(self, said: Sequence[bytes], token: bytes, data: bytes) -> None:
+        assert not said, said  # and no reset, which is an error
+        self.promised[token] = Promise(len(data), -(-len(data) // PART))
 
 
 def stream(token: bytes, size: int) -> bytes:
