@@ -126,7 +126,7 @@ class Journal:
     BEHIND: ClassVar[int] = 5_000  # manifests that are still to be made: replay has to be quick
     FULL: ClassVar[int] = 64 << 20  # bytes of a journal
     PIECE: ClassVar[int] = 100  # manifests between two looks whether a stream came
-    SPARE: ClassVar[int] = 10  # more than came are made while too many wait, or for too long
+    SPARE: ClassVar[int] = 30  # more than came are made while too many wait, or for too long
     REST: ClassVar[float] = 0.2  # seconds without a stream, after which manifests are made
     LINGER: ClassVar[float] = 1.0  # seconds after which they are made in any case
     EXPOSED: ClassVar[float] = 5.0  # seconds after which what was made is synced in any case
