@@ -35,10 +35,10 @@ from daemon.stores import files
 from daemon.stores.completed import Completed
 from daemon.stores.crew import KIT, SPLICES, Crew, Lent
 from daemon.stores.landing import Landed, Landing, recovery, series
-from daemon.stores.landing.ground import Ground
+from daemon.stores.landing.ground import Ground, Place
 from daemon.stores.landing.manifest import Manifest, Piece
 from daemon.stores.landing.recovery import adopt, finish, listed
-from daemon.stores.landing.series import Parts
+from daemon.stores.landing.series import Part, Parts
 from protocols.stores import Receipt, Series, StoreError
 from tests.process import open_files
 
@@ -814,6 +814,33 @@ class WholeTests(LandingTests):
         intake.write(b"sensor")
         assert (await self.kept(intake)).size == 11
         assert self.contents() == [b"slow sensor"]
+
+    async def test_of_many_that_begin_to_rest_few_wait_for_a_thread(self) -> None:
+        self.patch(Landing, "BEAT", 0.02)
+        self.patch(Landing, "ABREAST", Crew.SIZE)
+        free = threading.Event()
+        self.addCleanup(free.set)
+        begin = Parts._begin
+
+        def held(parts: Parts, place: Place) -> Part:
+            assert free.wait(5)
+            return begin(parts, place)
+
+        self.patch(Parts, "_begin", held)
+        landing = await self.start()
+        intakes = [landing.open(Series("data", 1 << 20), Feeder()) for _ in range(5 * Crew.SIZE)]
+        for intake in intakes:
+            intake.write(b"slow")
+        await deferLater(reactor, 0.3)
+        assert landing.held == 4 * len(b"slow") * Crew.SIZE
+        free.set()
+        for _ in range(100):
+            await deferLater(reactor, 0.01)
+            if landing.held == 0:
+                break
+        assert landing.held == 0
+        for intake in intakes:
+            assert (await self.kept(intake)).size == 4
 
     async def test_what_is_held_in_memory_is_bounded(self) -> None:
         self.patch(Landing, "HELD", 100)

@@ -112,14 +112,17 @@ class Landed:
         if self._intake is not None:
             self._intake.abort()
 
-    def beat(self) -> None:
-        """A second passed. Who rests keeps neither memory nor descriptors."""
+    def beat(self) -> bool:
+        """A second passed. Who rests keeps neither memory nor descriptors.
+
+        Whether it goes to a part now, which takes some of both until it is there.
+        """
         self._still = self._still + 1 if self.size == self._seen else 0
         self._seen = self.size
         if self._intake is None:
             if self._still:
                 self._lay_down(resting=True)
-            return
+            return self._intake is not None
         assert self._parts is not None
         if self._still == self.RESTS:
             self._parts.resting = True
@@ -127,6 +130,7 @@ class Landed:
             self._intake.nudge()
         elif self._parts.ages():
             self._intake.nudge()
+        return False
 
     def _lay_down(self, resting: bool = False) -> None:
         """It goes to a part of its own, as all that follows."""
@@ -212,6 +216,7 @@ class Landing(Service):
     TINY: ClassVar[int] = 4096  # a turn of the crew lays down about that many parts at most
     HELD: ClassVar[int] = 32 << 20
     BEAT: ClassVar[float] = 1.0  # seconds
+    ABREAST: ClassVar[int] = 256  # streams that go to rest at a time
     HANDS: ClassVar[int] = 4
     BEHIND: ClassVar[int] = 64  # streams
     LATER: ClassVar[float] = 1.0  # seconds until what nobody waits for is synced
@@ -333,10 +338,20 @@ class Landing(Service):
         self.completed.add(self.folder / (series + SUFFIX))
 
     def _beat(self) -> None:
-        self._pulse = None
+        Deferred.fromCoroutine(self._round())
+
+    async def _round(self) -> None:
+        """A beat for each. Who waits for a thread takes memory: few go to rest at a time."""
+        begun = 0
         for landed in list(self._open):
-            landed.beat()
-        if self._open:
+            if landed in self._open and landed.beat():
+                begun += 1
+                if begun % self.ABREAST == 0:
+                    await self.crew.work(int)  # until it is the turn of a task behind them
+                    if not self.running:
+                        break
+        self._pulse = None
+        if self._open and self.running:
             self._pulse = self.crew.reactor.callLater(self.BEAT, self._beat)
 
     def _recover(self) -> dict[str, list[str]]:
