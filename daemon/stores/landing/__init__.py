@@ -343,16 +343,16 @@ class Landing(Service):
     async def _round(self) -> None:
         """A beat for each. Who waits for a thread takes memory: few go to rest at a time."""
         begun = 0
-        for landed in list(self._open):
-            if landed in self._open and landed.beat():
-                begun += 1
-                if begun % self.ABREAST == 0:
-                    await self.crew.work(int)  # until it is the turn of a task behind them
-                    if not self.running:
-                        break
-        self._pulse = None
-        if self._open and self.running:
-            self._pulse = self.crew.reactor.callLater(self.BEAT, self._beat)
+        try:
+            for landed in list(self._open):
+                if self.running and landed in self._open and landed.beat():
+                    begun += 1
+                    if begun % self.ABREAST == 0:
+                        await self.crew.work(int)  # until it is the turn of a task behind them
+        finally:
+            self._pulse = None
+            if self._open and self.running:
+                self._pulse = self.crew.reactor.callLater(self.BEAT, self._beat)
 
     def _recover(self) -> dict[str, list[str]]:
         """Name what has no name; the series whose manifest is still to be written."""
