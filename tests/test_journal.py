@@ -8,7 +8,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,6 +38,7 @@ from daemon.stores.landing.journal import (
 )
 from daemon.stores.landing.manifest import Manifest
 from protocols.stores import Receipt, Series, StoreError
+from tests.waiting import until
 
 SERIES = Series("data", 1 << 20)
 
@@ -87,20 +88,13 @@ class JournalTests(FolderCase, TestCase):
             [self.journal.add(small(stream, series)) for stream in streams], consumeErrors=True
         )
 
-    async def until(self, happened: Callable[[], object]) -> None:
-        for _ in range(400):
-            if happened():
-                return
-            await deferLater(reactor, 0.01)
-        raise AssertionError("it did not happen")
-
     async def test_a_file_is_there_when_its_receipt_is_and_its_proof_soon_after(self) -> None:
         streams = [b"%d" % number * 100 for number in range(10)]
         receipts = await self.land(*streams)
         assert receipts == [Receipt(100, hashlib.sha256(s).hexdigest(), 1) for s in streams]
         assert sorted(self.contents()) == streams
         assert self.journals()[0].stat().st_size > 1000
-        await self.until(lambda: len(self.told) == 10)
+        await until(lambda: len(self.told) == 10)
         assert len(self.names(".json")) == len(self.names(".sha256")) == 10
         assert {m.sha256 for m in self.manifests()} == {r.sha256 for r in receipts}
         assert sorted(self.told) == [m.series for m in self.manifests()]
@@ -116,7 +110,7 @@ class JournalTests(FolderCase, TestCase):
 
         self.patch(files, "sync_data", sync_data)
         receipt = self.land(b"abc")
-        await self.until(lambda: self.contents() == [b"abc"])
+        await until(lambda: self.contents() == [b"abc"])
         await deferLater(reactor, 0.03)
         assert not receipt.called
         free.set()
@@ -156,7 +150,7 @@ class JournalTests(FolderCase, TestCase):
     async def test_without_checksums_there_are_none(self) -> None:
         (receipt,) = await self.land(b"abc", series=Series("data", 2, checksum=False))
         assert receipt == Receipt(3, None, 2)
-        await self.until(lambda: self.told)
+        await until(lambda: self.told)
         (manifest,) = self.manifests()
         assert [part.sha256 for part in manifest.parts] == [None, None]
         assert self.names(".sha256") == []
@@ -190,13 +184,13 @@ class JournalTests(FolderCase, TestCase):
         self.addCleanup(free.set)
         self.hold_syncs(free, begun)
         await self.land(b"first")
-        await self.until(begun.is_set)
+        await until(begun.is_set)
         (receipt,) = await self.land(b"second")
         assert receipt.size == 6
         assert self.told == []
         free.set()
-        await self.until(lambda: len(self.told) == 2)
-        await self.until(lambda: self.journals()[0].stat().st_size == 0)
+        await until(lambda: len(self.told) == 2)
+        await until(lambda: self.journals()[0].stat().st_size == 0)
 
     async def test_whatever_ends_a_sync_the_journal_keeps_what_was_to_be_synced(self) -> None:
         self.patch(Journal, "REST", 0.01)
@@ -210,9 +204,9 @@ class JournalTests(FolderCase, TestCase):
 
         self.patch(Place, "sync_all", sync_all)
         await self.land(b"first")
-        await self.until(lambda: self.crew.trouble.count)
+        await until(lambda: self.crew.trouble.count)
         await self.land(b"second")
-        await self.until(lambda: self.told)
+        await until(lambda: self.told)
         assert self.journalled() == {b"first"}
 
     async def test_a_folder_that_goes_while_it_is_synced_is_left_only_then(self) -> None:
@@ -221,7 +215,7 @@ class JournalTests(FolderCase, TestCase):
         self.addCleanup(free.set)
         held = self.hold_syncs(free, begun)
         await self.land(b"gone")
-        await self.until(begun.is_set)
+        await until(begun.is_set)
         shutil.rmtree(self.folder)
         new = self.land(b"new")
         await deferLater(reactor, 0.1)
@@ -252,7 +246,7 @@ class JournalTests(FolderCase, TestCase):
         self.patch(Journal, "REST", 60.0)
         for _ in range(10):
             await self.land(*[bytes(1000)] * 10)
-        await self.until(lambda: len(self.names(".json")) == 100)
+        await until(lambda: len(self.names(".json")) == 100)
         assert self.journals()[0].stat().st_size < 30_000
 
     async def test_where_one_sync_cannot_be_trusted_each_file_is_synced(self) -> None:
@@ -266,7 +260,7 @@ class JournalTests(FolderCase, TestCase):
 
         self.patch(files, "sync_data", sync_data)
         await self.land(b"abc")
-        await self.until(lambda: self.told)
+        await until(lambda: self.told)
         assert synced >= {".bin", ".json", ".sha256"}
 
     async def test_a_folder_that_was_taken_away_is_made_again(self) -> None:
@@ -312,7 +306,7 @@ class JournalTests(FolderCase, TestCase):
         assert receipt.size == 5
         assert sorted(self.contents()) == [b"after", b"before"]
         assert len(self.journals()) == 2
-        await self.until(lambda: len(self.told) == 2)
+        await until(lambda: len(self.told) == 2)
         assert [m.size for m in self.manifests()] != []
         assert first in self.journals(), "the next start looks at it"
 
@@ -387,16 +381,16 @@ class JournalTests(FolderCase, TestCase):
 
         self.patch(files, "sync_data", sync_data)
         await self.land(b"kept")
-        await self.until(lambda: not broken)
+        await until(lambda: not broken)
         await self.land(b"next")
-        await self.until(lambda: self.told and self.journalled() == {b"kept"})
+        await until(lambda: self.told and self.journalled() == {b"kept"})
         assert len(self.told) == 1, "a second sync would have seemed to succeed"
 
     async def test_a_folder_that_is_gone_is_no_lasting_trouble(self) -> None:
         self.patch(Journal, "RETRY", 0.01)
         await self.land(b"gone")
         shutil.rmtree(self.folder)
-        await self.until(lambda: self.crew.trouble.count)
+        await until(lambda: self.crew.trouble.count)
         await deferLater(reactor, 0.1)
         assert self.crew.trouble.count == 1
         (receipt,) = await self.land(b"new")

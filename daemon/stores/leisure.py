@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 from daemon.stores.crew import stand_back
@@ -30,7 +31,7 @@ class Leisure(ThreadPoolExecutor):
         with self._turn:
             self._given += 1
             number, due = self._given, time.monotonic() + self._delay
-        return super().submit(self._in_time, number, due, task, args, named)
+        return super().submit(self._in_time, number, due, partial(task, *args, **named))
 
     def hurry(self, always: bool = False) -> None:
         """What was given so far waits no longer. always: nor does what comes after it."""
@@ -44,14 +45,7 @@ class Leisure(ThreadPoolExecutor):
         self.hurry(always=True)
         super().shutdown(wait, cancel_futures=cancel_futures)
 
-    def _in_time(
-        self,
-        number: int,
-        due: float,
-        task: Callable[..., _T],
-        args: Sequence[Any],
-        named: Mapping[str, Any],
-    ) -> _T:
+    def _in_time(self, number: int, due: float, task: Callable[[], _T]) -> _T:
         with self._turn:
             self._turn.wait_for(lambda: number <= self._hurried, due - time.monotonic())
-        return task(*args, **named)
+        return task()

@@ -173,7 +173,7 @@ class Landed:
         landing.crew.begin()
         landing.behind += 1
         if landing.behind > landing.BEHIND // 2:
-            landing.hurry()
+            landing.ground.late.hurry()
         try:
             self._kept(await landing.at_leisure(parts.commit, outcome, False))
         except Exception as error:  # whatever it is: nobody else would hear of it
@@ -303,10 +303,6 @@ class Landing(Service):
     def at_leisure(self, task: Callable[..., _T], *args: Any) -> Deferred[_T]:
         """Run what nobody waits for in a thread, one after the other."""
         return deferToThreadPool(self.crew.reactor, self._ends, task, *args)
-
-    def hurry(self) -> None:
-        """Begin at once with what is done at leisure."""
-        self._leisure.hurry()
 
     def on_complete(self, command: Sequence[str]) -> None:
         self.completed.use(command)

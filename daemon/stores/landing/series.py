@@ -355,7 +355,7 @@ class Parts(Sink[Receipt]):
         """
         while len(self._settling) > most or (self._settling and self._settling[0].done()):
             first = self._settling.popleft()
-            if hurry and not first.done():
+            if hurry and not (self.series.durable or first.done()):
                 self.ground.late.hurry()
             try:
                 first.result()
